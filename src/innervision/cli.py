@@ -1,0 +1,171 @@
+"""The command line: parses, calls, prints. Heavy imports wait until a command needs them."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import SUPPRESS, ArgumentParser, Namespace, set_parsing_settings
+
+from innervision import __version__
+from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings
+from innervision.errors import InnerVisionError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 done, 1 failed. Wrong usage exits with status 2.
+    """
+    parser, commands = build_parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = parser.parse_args([_with_underscores(word) for word in words])
+    name, options = chosen.command, chosen[chosen.command]
+    if name == "evaluate":
+        name, options = f"evaluate {options.task}", options[options.task]
+    command = commands[name]
+    try:
+        if not options.pop("debug"):
+            _quieten()
+        command(parser, options)
+    except InnerVisionError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        print(f"innervision: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("innervision: stopped", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(parser: ArgumentParser, options: Namespace) -> None:
+    """Train probes for all targets on all layers of an MLLM."""
+    settings = _settings(parser, TrainSettings, options)
+    from innervision.run import RunFolder
+    from innervision.train import fit
+
+    banks = fit(settings, resume=options.resume)
+    for name in banks:
+        print(RunFolder(settings.out).probes(name))
+    print(f"next: innervision evaluate similarity {settings.out} --images VALIDATION_IMAGES")
+
+
+def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
+    """Score every layer by the similarity of its predictions to the expert's features."""
+    settings = _settings(parser, EvaluateSettings, options)
+    from innervision import evaluate
+    from innervision.report import format_table, read_scores, summarize
+
+    path = evaluate.evaluate_similarity(options.run, settings, overwrite=options.overwrite)
+    summary = summarize(read_scores(Path(options.run)))
+    for target in summary["target"].unique():
+        print(format_table(summary, target), end="\n\n")
+    print(path)
+    print(f"next: innervision plot {options.run} --out figure.png")
+
+
+def plot(parser: ArgumentParser, options: Namespace) -> None:
+    """Draw the curves of one or several runs by layer, as PNG and PDF."""
+    from innervision.report import plot_curves
+
+    for path in plot_curves([Path(run) for run in options.runs], Path(options.out), options.metrics):
+        print(path)
+
+
+def demo(parser: ArgumentParser, options: Namespace) -> None:
+    """Train, score and draw on images and models that come with the package, in a few minutes."""
+    from innervision.world.demo import run_demo
+
+    run_demo(Path(options.out))
+
+
+Command = Callable[[ArgumentParser, Namespace], None]
+
+
+def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
+    """Make the parser of all commands, and the function behind each."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="innervision",
+        version=__version__,
+        description="Shows what a multimodal LLM sees, layer by layer.",
+    )
+    commands = parser.add_subcommands(dest="command", title="commands", metavar="COMMAND")
+
+    trainer = _leaf(train)
+    trainer.add_argument(
+        "--config", action="config", help="YAML file of settings, such as the run.yaml of another run."
+    )
+    trainer.add_class_arguments(TrainSettings)
+    trainer.add_argument("--resume", action="store_true", help="Go on with the run that --out holds.")
+    trainer.add_argument("--record", type=dict | None, help=SUPPRESS)
+    commands.add_subcommand("train", trainer, help=train.__doc__)
+
+    evaluator = ArgumentParser(description="Score the probes of a run.")
+    commands.add_subcommand("evaluate", evaluator, help=evaluator.description)
+    tasks = evaluator.add_subcommands(dest="task", title="tasks", metavar="TASK")
+    similarity = _leaf(evaluate_similarity)
+    similarity.add_argument("run", help="Folder of a trained run.")
+    similarity.add_class_arguments(EvaluateSettings)
+    similarity.add_argument(
+        "--overwrite", action="store_true", help="Replace scores that the run has for other images or settings."
+    )
+    tasks.add_subcommand("similarity", similarity, help=evaluate_similarity.__doc__)
+
+    plotter = _leaf(plot)
+    plotter.add_argument(
+        "runs", nargs="+", metavar="RUN", help="Folders of scored runs; each becomes a curve."
+    )
+    plotter.add_argument("--out", required=True, help="Where the figure goes; PNG and PDF are written both.")
+    plotter.add_argument("--metrics", type=list[str] | None, help="Scores to draw, one row of panels each.")
+    commands.add_subcommand("plot", plotter, help=plot.__doc__)
+
+    demonstrator = _leaf(demo)
+    demonstrator.add_argument("--out", default="runs/demo", help="Folder of the demo's runs and figures.")
+    commands.add_subcommand("demo", demonstrator, help=demo.__doc__)
+    functions: dict[str, Command] = {
+        "train": train,
+        "evaluate similarity": evaluate_similarity,
+        "plot": plot,
+        "demo": demo,
+    }
+    return parser, functions
+
+
+def _with_underscores(word: str) -> str:
+    """Read --max-bad as --max_bad: people type both."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _leaf(function: Command) -> ArgumentParser:
+    parser = ArgumentParser(description=function.__doc__)
+    parser.add_argument("--debug", action="store_true", help="Show warnings, and the traceback of an error.")
+    return parser
+
+
+def _settings(parser: ArgumentParser, kind: type, options: Namespace) -> Any:
+    values = {name: options[name] for name in kind.__dataclass_fields__}
+    try:
+        if "probe" in values:
+            values["probe"] = ProbeSettings(**dict(values["probe"]))
+        return kind(**values)
+    except InnerVisionError as error:
+        parser.error(str(error))
+
+
+def _quieten() -> None:
+    """Keep the libraries' own bars and warnings off the terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Images read and prepared in the background, batch by batch, in an order that is fixed beforehand."""
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from innervision.data.images import BadImage, read_image
+from innervision.data.sources import ImageSet
+from innervision.errors import InnerVisionError
+
+
+@dataclass
+class Batch:
+    """Images as the models take them; broken ones are left out."""
+
+    names: list[str]
+    """Of the B images that are here, in order."""
+    inputs: Any
+    """What the MLLM takes; None where no image is left."""
+    pixels: dict[str, Tensor]
+    """For every target (B, 3, H, W), what its expert takes."""
+    bad: list[tuple[str, str]]
+    """(name, reason) of every image that is left out."""
+
+
+@dataclass
+class Batches(Dataset[Batch]):
+    """Reads and prepares batches on the CPU; it holds no weights, so that worker processes can do it."""
+
+    images: ImageSet
+    order: Sequence[Sequence[int]]
+    """For every batch the indices of its images."""
+    prepare: Callable[[list[Image]], Any]
+    """Makes the MLLM's inputs; an InnerVisionError means that it cannot take one of the images."""
+    preparers: Mapping[str, Callable[[list[Image]], Tensor]]
+    """For every target what makes its expert's pixels."""
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Read and prepare one batch."""
+        names, images, bad = [], [], []
+        for i in self.order[index]:
+            try:
+                images.append(read_image(self.images.paths[i]))
+                names.append(self.images.names[i])
+            except BadImage as error:
+                bad.append((self.images.names[i], error.reason))
+        try:
+            inputs = self.prepare(images) if images else None
+        except InnerVisionError:
+            refused = {
+                name: reason
+                for name, image in zip(names, images, strict=True)
+                if (reason := self._try(image))
+            }
+            if not refused:
+                raise
+            bad.extend(refused.items())
+            images = [image for name, image in zip(names, images, strict=True) if name not in refused]
+            names = [name for name in names if name not in refused]
+            inputs = self.prepare(images) if images else None
+        pixels = {name: prepare(images) for name, prepare in self.preparers.items()} if images else {}
+        return Batch(names, inputs, pixels, bad)
+
+    def _try(self, image: Image) -> str | None:
+        try:
+            self.prepare([image])
+        except InnerVisionError as error:
+            return str(error)
+        return None
+
+
+def load_batches(
+    batches: Batches, *, start: int = 0, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Give the batches from number `start` on, in order, prepared by `workers` processes (0 = in this one)."""
+    return DataLoader(
+        batches,
+        sampler=range(start, len(batches)),
+        batch_size=None,
+        num_workers=min(workers, max(0, len(batches) - start)),
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts_to_the_main_process,
+    )
+
+
+class BadImages:
+    """Counts images that are missing or broken, and stops when there are too many."""
+
+    def __init__(self, images: ImageSet, limit: float) -> None:
+        """Start with what the source lists but does not hold.
+
+        Args:
+            images: of the run.
+            limit: the largest share of bad images, 0…1.
+
+        Raises:
+            InnerVisionError: there are already too many.
+        """
+        self.total = len(images) + len(images.missing)
+        self.limit = limit
+        self.reasons: dict[str, str] = {}
+        self.add(images.missing)
+
+    def add(self, bad: Sequence[tuple[str, str]]) -> list[str]:
+        """Count more (name, reason), each image once, and name those not known before.
+
+        Raises:
+            InnerVisionError: there are now too many.
+        """
+        new = [name for name, _ in bad if name not in self.reasons]
+        self.reasons.update(bad)
+        if len(self.reasons) > self.limit * self.total:
+            shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:3])
+            raise InnerVisionError(
+                f"{len(self.reasons)} of {self.total} images are missing or broken, more than max_bad="
+                f"{self.limit:g} allows ({shown}{'; …' if len(self.reasons) > 3 else ''})"
+            )
+        return new
+
+
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

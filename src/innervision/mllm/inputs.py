@@ -1,0 +1,231 @@
+"""Images and a prompt as the tensors that the model under study takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import PIL.Image
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import PretrainedConfig, ProcessorMixin
+
+from innervision.errors import InnerVisionError
+
+Tokens = Literal["all", "image", "text"]
+"""Which tokens a probe may read."""
+
+
+@dataclass
+class Inputs:
+    """A batch as the processor made it, and what its tokens are."""
+
+    tensors: dict[str, Tensor]
+    """The arguments of the model's forward pass."""
+    mask: Tensor
+    """(B, T) bool: True = a real token, False = padding."""
+    image_mask: Tensor
+    """(B, T) bool: True = a token that stands for a part of the image."""
+    grid: Tensor
+    """(B, T, 2) float32: row and column of an image token's centre in its image, 0 = top or left edge and
+    1 = bottom or right edge; NaN for text and wherever the processor does not tell the grid."""
+    tiles: Tensor | None
+    """(B,) int64: how many pictures the vision tower sees of each image, where an image may be cut into tiles;
+    None where the processor does not tell."""
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Inputs":
+        """Give a copy on `device`; floating-point arguments of the model become `dtype`."""
+        tensors = {
+            key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+            for key, value in self.tensors.items()
+        }
+        rest = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(self, tensors=tensors, **rest)
+
+    def pin_memory(self) -> "Inputs":
+        """Give a copy in page-locked memory (what a DataLoader asks for)."""
+        tensors = {key: value.pin_memory() for key, value in self.tensors.items()}
+        rest = {
+            field.name: getattr(self, field.name).pin_memory()
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(self, tensors=tensors, **rest)
+
+    def places(self, layer: int, num_tokens: int) -> Tensor:
+        """Give the place of a layer's tokens in their image, NaN where it is not known.  # (B, T, 2)
+
+        In layer -1 it is known where the vision tower sees the image as one square grid of patches.
+        """
+        if layer >= 0:
+            return self.grid
+        side = round(num_tokens**0.5)
+        one_square = (
+            self.tiles is not None and bool((self.tiles == 1).all()) and side**2 == num_tokens
+        )
+        if one_square:
+            centres = cell_centres(side, side).to(self.grid.device)
+            return centres.expand(len(self.mask), -1, -1)
+        return self.grid.new_full((len(self.mask), num_tokens, 2), float("nan"))
+
+    def visible(self, tokens: Tokens) -> Tensor:
+        """Give the mask of the tokens asked for, padding left out.  # (B, T) bool
+
+        Raises:
+            InnerVisionError: a sample has no such token (cross-attention models have no image tokens).
+        """
+        mask = {"all": self.mask, "image": self.mask & self.image_mask, "text": self.mask & ~self.image_mask}[
+            tokens
+        ]
+        if not bool(mask.any(dim=1).all()):
+            raise InnerVisionError(f"this model's input has no {tokens} tokens; use tokens=all")
+        return mask
+
+
+@dataclass(frozen=True)
+class InputBuilder:
+    """Builds `Inputs` on the CPU, without the model's weights, so that a DataLoader worker can do it."""
+
+    processor: ProcessorMixin
+    config: PretrainedConfig
+
+    def __call__(self, images: Sequence[Image], prompt: str) -> Inputs:
+        """Make the model's inputs from RGB images, each beside the same prompt.
+
+        The prompt goes through the processor's chat template as one user turn; where the processor has none,
+        the text is the image token, a line break and the prompt.
+
+        Raises:
+            InnerVisionError: the processor refuses the images, or gives no `input_ids`.
+        """
+        try:
+            encoded = self._encode(list(images), prompt)
+        except (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError) as error:
+            raise InnerVisionError(f"{type(self.processor).__name__} refuses the input: {error}") from error
+        tensors = {
+            key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "labels"
+        }
+        if "input_ids" not in tensors:
+            raise InnerVisionError(
+                f"{type(self.processor).__name__} gives no input_ids; this model cannot be probed"
+            )
+        ids = tensors["input_ids"]
+        mask = tensors.get("attention_mask", torch.ones_like(ids)).bool()
+        image_mask = self._image_mask(ids)
+        tiles = count_tiles(tensors, image_mask)
+        return Inputs(tensors, mask, image_mask, self._grid(tensors, image_mask, tiles), tiles)
+
+    def _encode(self, images: list[Image], prompt: str) -> dict[str, Any]:
+        if getattr(self.processor, "chat_template", None):
+            turns = [
+                [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}],
+                    }
+                ]
+                for image in images
+            ]
+            return self.processor.apply_chat_template(
+                turns,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True},
+            )
+        text = prompt if self._writes_image_tokens else f"{self._image_token}\n{prompt}"
+        return self._encode_text(images, text)
+
+    def _encode_text(self, images: list[Image], text: str) -> dict[str, Any]:
+        nested = [[image] for image in images]
+        return self.processor(images=nested, text=[text] * len(images), padding=True, return_tensors="pt")
+
+    @property
+    def _image_token(self) -> str:
+        token = image_token_id(self.config)
+        if token is None:
+            raise ValueError("it has no chat template and the model's configuration names no image token")
+        return self.processor.tokenizer.convert_ids_to_tokens(token)
+
+    @cached_property
+    def _writes_image_tokens(self) -> bool:
+        """Whether the processor puts the image tokens in by itself, as it is given a text without one."""
+        try:
+            ids = self._encode_text([PIL.Image.new("RGB", (64, 48))], "a")["input_ids"]
+        except ValueError:
+            return False
+        return bool(self._image_mask(ids).any())
+
+    def _image_mask(self, ids: Tensor) -> Tensor:
+        token = image_token_id(self.config)
+        return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids == token
+
+    def _grid(self, tensors: dict[str, Tensor], image_mask: Tensor, tiles: Tensor | None) -> Tensor:
+        grid = torch.full((*image_mask.shape, 2), float("nan"))
+        merge = getattr(getattr(self.processor, "image_processor", None), "merge_size", 1)
+        for sample, places in enumerate(image_mask):
+            count = int(places.sum())
+            if "image_grid_thw" in tensors:
+                frames, height, width = tensors["image_grid_thw"][sample].tolist()
+                height, width = height // merge, width // merge
+                known = frames == 1 and height * width == count
+            else:
+                height = width = round(count**0.5)
+                positions = places.nonzero()
+                one_run = count > 0 and int(positions[-1] - positions[0]) == count - 1
+                one_tile = tiles is not None and int(tiles[sample]) == 1
+                known = one_run and one_tile and height * width == count
+            if known:
+                grid[sample, places] = cell_centres(height, width)
+        return grid
+
+
+def image_token_id(config: PretrainedConfig) -> int | None:
+    """Give the id of the token that stands for a part of an image, where the configuration names one."""
+    for key in ("image_token_id", "image_token_index"):
+        if isinstance(token := getattr(config, key, None), int):
+            return token
+    return None
+
+
+def count_tiles(tensors: dict[str, Tensor], image_mask: Tensor) -> Tensor | None:
+    """Count the pictures that the vision tower sees of each image.
+
+    Pixels of shape (B, tiles, C, H, W) are padded with tiles of zeros, which the models leave out; it is not told
+    where tiles themselves are padded. Tiles of all images in one row, (tiles, C, H, W), are shared out in proportion
+    to the image tokens, of which each tile has equally many.
+    """
+    pixels = tensors.get("pixel_values")
+    if pixels is None or "image_grid_thw" in tensors:
+        return None
+    if pixels.dim() == 5 and len(pixels) == len(image_mask):
+        real = (pixels != 0).flatten(2).any(dim=2)  # (B, tiles)
+        padding = tensors.get("pixel_attention_mask")
+        whole = padding is None or bool(padding[real].all())
+        return real.sum(dim=1) if whole else None
+    if pixels.dim() != 4:
+        return None
+    if len(pixels) == len(image_mask):
+        return torch.ones(len(pixels), dtype=torch.int64)
+    return share_out(len(pixels), image_mask)
+
+
+def share_out(total: int, image_mask: Tensor) -> Tensor | None:
+    """Divide `total` things among images in proportion to their image tokens; None where that leaves a rest."""
+    counts = image_mask.sum(dim=1)
+    if int(counts.sum()) == 0 or bool((counts * total % counts.sum()).any()):
+        return None
+    return counts * total // counts.sum()
+
+
+def cell_centres(height: int, width: int) -> Tensor:
+    """Give row and column of the centres of a grid's cells, in row-major order.  # (height * width, 2) in (0, 1)"""
+    rows = (torch.arange(height) + 0.5) / height
+    columns = (torch.arange(width) + 0.5) / width
+    return torch.cartesian_prod(rows, columns)

@@ -1,0 +1,362 @@
+"""The model under study: loads it, feeds it, shows its layers one at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from innervision.config import VISION
+from innervision.errors import InnerVisionError
+from innervision.files import fingerprint
+from innervision.mllm.architecture import (
+    Decoder,
+    before_inner_projector,
+    find_decoder,
+    find_vision_stage,
+    first_tensor,
+    handed_over,
+)
+from innervision.mllm.inputs import InputBuilder, Inputs, Tokens, share_out
+
+Visitor = Callable[[int, Tensor, Tensor], None]
+"""Called with a layer's number, its states (B, T, D) and a mask (B, T), True = a token the visitor may read."""
+
+RandomWeights = bool | Literal["all"]
+
+
+class MLLM:
+    """A frozen multimodal LLM whose hidden states can be visited layer by layer.
+
+    Layers are numbered and normed as Hugging Face's `hidden_states`: 0 is what enters the decoder (image tokens
+    after the projector), 1…L are the decoder layers, L after the final norm. Layer -1 (`vision`) is what the
+    vision tower hands to the projector, where the model has such a stage.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        name: str = "",
+        revision: str | None = None,
+    ) -> None:
+        """Wrap a loaded model and its processor.
+
+        Raises:
+            InnerVisionError: the model's decoder layers cannot be found.
+        """
+        self.model = model.eval().requires_grad_(False)
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self.revision = revision
+        self.builder = InputBuilder(processor, model.config)
+        self.decoder: Decoder = find_decoder(model)
+        self.num_layers = len(self.decoder.layers)
+        self.hidden_size: int = model.config.get_text_config(decoder=True).hidden_size
+        self._vision_width: int | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        quantization: Literal["4bit", "8bit"] | None = None,
+        random_weights: RandomWeights = False,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> "MLLM":
+        """Load an image-text model from the Hugging Face Hub or a folder.
+
+        Args:
+            name: a Hub id or the path of a folder that `save_pretrained` wrote.
+            revision: branch, tag or commit on the Hub.
+            dtype: of the weights; by default bfloat16 on an accelerator, float32 on a CPU.
+            device: by default the accelerator, where there is one.
+            quantization: load the linear layers in 4 or 8 bits (needs bitsandbytes).
+            random_weights: a control. True gives the LLM fresh weights and keeps the vision tower and the
+                projector; "all" gives the whole model fresh weights and reads no checkpoint, only its configuration.
+            seed: of the fresh weights.
+            trust_remote_code: run model code that comes with the checkpoint.
+
+        Raises:
+            InnerVisionError: there is no such model, it is not an image-text model, weights are missing, or its
+                layers cannot be found.
+        """
+        device = torch.device(device) if device is not None else default_device()
+        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+        if quantization and random_weights:
+            raise InnerVisionError("random_weights cannot be combined with quantization")
+        source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        try:
+            processor = AutoProcessor.from_pretrained(name, **source)
+            if random_weights == "all":
+                config = AutoConfig.from_pretrained(name, **source)
+                with fixed_seed(seed):
+                    model = AutoModelForImageTextToText.from_config(
+                        config, dtype=dtype, trust_remote_code=trust_remote_code
+                    ).to(device)
+                    _redraw_zeros(model)
+            else:
+                model = _load_weights(name, dtype, device, quantization, source)
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
+            raise InnerVisionError(f"cannot load the MLLM {name!r}: {_first_sentence(error)}") from error
+        mllm = cls(
+            model, processor, name=name, revision=getattr(model.config, "_commit_hash", None) or revision
+        )
+        if random_weights is True:
+            mllm.randomize_decoder(seed)
+        return mllm
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def has_vision_layer(self) -> bool:
+        """Whether layer -1 exists: a vision tower hands its features to a projector."""
+        try:
+            self.width(VISION)
+        except InnerVisionError:
+            return False
+        return True
+
+    def width(self, layer: int) -> int:
+        """Give the number of features of a layer's states (the vision tower's own for layer -1).
+
+        Raises:
+            InnerVisionError: the model has no such layer.
+        """
+        self.check_layers([layer])
+        if layer != VISION:
+            return self.hidden_size
+        if self._vision_width is None:
+            widths: list[int] = []
+            unequal = [Image.new("RGB", (64, 48), (90, 120, 150)), Image.new("RGB", (48, 96), (150, 90, 60))]
+            sample = self.prepare(unequal, "Describe the image.")
+            self.visit(sample, lambda _, states, __: widths.append(states.shape[-1]), [VISION])
+            self._vision_width = widths[0]
+        return self._vision_width
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raise InnerVisionError unless every number is a layer of this model (-1…L)."""
+        if wrong := [layer for layer in layers if not VISION <= layer <= self.num_layers]:
+            raise InnerVisionError(
+                f"{self.name} has layers -1 (vision), 0 (embeddings) and 1…{self.num_layers}; "
+                f"there is no layer {', '.join(map(str, wrong))}"
+            )
+
+    def prepare(self, images: Sequence[Image.Image], prompt: str) -> Inputs:
+        """Make the inputs of a batch on the CPU, without touching the weights. See `InputBuilder`."""
+        return self.builder(images, prompt)
+
+    @torch.no_grad()
+    def visit(
+        self, inputs: Inputs, visitor: Visitor, layers: Sequence[int] | None = None, *, tokens: Tokens = "all"
+    ) -> None:
+        """Run the model on a batch and hand each layer's states to `visitor` as soon as they are there.
+
+        The forward pass ends with the last layer asked for; no logits are computed. Nothing is kept: a state is
+        gone once the visitor returns, unless it holds on to it. The visitor runs without gradients and may turn
+        them on.
+
+        Args:
+            inputs: what `prepare` gave, on any device.
+            visitor: called in the order of the layers as `visitor(layer, states, mask)`: states (B, T, D) in the
+                model's dtype, mask (B, T) True = a token it may read.
+            layers: which, by default 0…L.
+            tokens: which tokens the mask shows in the layers 0…L: all, image or text; padding never.
+
+        Raises:
+            InnerVisionError: a layer does not exist, or the states do not belong to the tokens one to one.
+        """
+        wanted = set(range(self.num_layers + 1) if layers is None else layers)
+        self.check_layers(sorted(wanted))
+        inputs = inputs.to(self.device, self.model.dtype)
+        walk = _Walk(self, inputs, inputs.visible(tokens), wanted, visitor)
+        handles = walk.hook()
+        try:
+            self.model(**inputs.tensors, use_cache=False)
+        except _LastLayerSeen:
+            return
+        finally:
+            for handle in handles:
+                handle.remove()
+        raise InnerVisionError(
+            f"{self.name}: the forward pass ended before layers {sorted(wanted - walk.seen)} were reached"
+        )
+
+    def randomize_decoder(self, seed: int) -> None:
+        """Give the LLM (embeddings, decoder layers, final norm) fresh weights in place, as its class would."""
+        decoder = self.model.get_decoder()
+        for module in decoder.modules():
+            for owner in (module, *module.parameters(recurse=False), *module.buffers(recurse=False)):
+                owner.__dict__.pop("_is_hf_initialized", None)
+        with fixed_seed(seed):
+            decoder.initialize_weights()
+
+
+class _LastLayerSeen(Exception):
+    """Ends the forward pass: nobody asked for what comes after."""
+
+
+class _Walk:
+    """One forward pass: notices the states as the modules produce them."""
+
+    def __init__(self, mllm: MLLM, inputs: Inputs, mask: Tensor, wanted: set[int], visitor: Visitor) -> None:
+        self.mllm = mllm
+        self.inputs = inputs
+        self.mask = mask
+        self.wanted = wanted
+        self.visitor = visitor
+        self.seen: set[int] = set()
+        self.layers_entered = 0
+        self.layers_left = 0
+        self.tower_output: Any = None
+
+    def hook(self) -> list[torch.utils.hooks.RemovableHandle]:
+        decoder = self.mllm.decoder
+        handles = [decoder.module.register_forward_hook(self.on_decoder_output)]
+        for layer in set(decoder.layers):
+            handles.append(layer.register_forward_pre_hook(self.on_layer_input, with_kwargs=True))
+            handles.append(layer.register_forward_hook(self.on_layer_output))
+        if VISION in self.wanted:
+            stage = find_vision_stage(self.mllm.model, decoder)
+            handles.append(stage.tower.register_forward_hook(self.on_tower_output))
+            for module in stage.neighbours:
+                handles.append(module.register_forward_pre_hook(self.on_neighbour_input, with_kwargs=True))
+        return handles
+
+    def on_tower_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.tower_output = output
+
+    def on_neighbour_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.tower_output is not None and VISION not in self.seen:
+            self.show_vision(handed_over(self.tower_output, args, kwargs))
+
+    def on_layer_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if (
+            VISION in self.wanted - self.seen
+        ):  # the projector is a part of the tower, which returns both sides of it
+            self.show_vision(getattr(self.tower_output, "last_hidden_state", None))
+        if self.layers_entered == 0 or not self.mllm.decoder.states_are_outputs:
+            self.show(self.layers_entered, first_tensor(args, kwargs))
+        self.layers_entered += 1
+
+    def on_layer_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.layers_left += 1
+        if self.mllm.decoder.states_are_outputs and self.layers_left < self.mllm.num_layers:
+            self.show(self.layers_left, output[0] if isinstance(output, tuple) else output)
+
+    def on_decoder_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        last = getattr(output, "last_hidden_state", None)
+        self.show(self.mllm.num_layers, output[0] if last is None else last)
+
+    def show(self, layer: int, states: Tensor | None) -> None:
+        if layer not in self.wanted:
+            return
+        if states is None or states.dim() != 3 or states.shape[:2] != self.mask.shape:
+            shape = None if states is None else tuple(states.shape)
+            raise InnerVisionError(
+                f"{self.mllm.name}: layer {layer} has states of shape {shape}, which are not one for each of the "
+                f"{tuple(self.mask.shape)} input tokens; this model cannot be probed"
+            )
+        self.finish(layer, states, self.mask)
+
+    def show_vision(self, features: Tensor | None) -> None:
+        pieces = None if features is None else split_by_image(features, self.inputs)
+        if pieces is None:
+            shape = None if features is None else tuple(features.shape)
+            raise InnerVisionError(
+                f"{self.mllm.name}: cannot tell which of the vision tower's features (shape {shape}) belong to "
+                "which image, so layer -1 (vision) cannot be probed; ask for layers from 0 on"
+            )
+        states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # (B, T, D)
+        lengths = torch.tensor([len(piece) for piece in pieces], device=states.device)
+        self.finish(VISION, states, torch.arange(states.shape[1], device=states.device) < lengths[:, None])
+
+    def finish(self, layer: int, states: Tensor, mask: Tensor) -> None:
+        self.seen.add(layer)
+        self.visitor(layer, states, mask)
+        if layer == max(self.wanted):
+            raise _LastLayerSeen
+
+
+def split_by_image(features: Tensor, inputs: Inputs) -> list[Tensor] | None:
+    """Give each image's own part of what the projector receives, (T_i, D) each, or None where it cannot be told.
+
+    Features come by image (B, …, D), by tile (tiles, T, D), or as one sequence for all images (T, D), in which
+    images have shares in proportion to their image tokens.
+    """
+    width = features.shape[-1]
+    if features.dim() == 2 or (features.dim() == 3 and len(features) == 1 and len(inputs.mask) > 1):
+        shares = share_out(features.numel() // width, inputs.image_mask)
+    elif features.dim() == 3 and inputs.tiles is not None and len(features) == int(inputs.tiles.sum()):
+        shares = inputs.tiles * features.shape[1]
+    elif features.dim() > 3 and len(features) == len(inputs.mask):
+        shares = torch.full((len(features),), features[0].numel() // width)
+    else:
+        return None
+    return None if shares is None else list(features.reshape(-1, width).split(shares.tolist()))
+
+
+def default_device() -> torch.device:
+    """Give the accelerator of this machine, or the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+@contextmanager
+def fixed_seed(seed: int) -> Iterator[None]:
+    """Draw from PyTorch's generators as after `manual_seed(seed)`, and leave them as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _load_weights(
+    name: str, dtype: torch.dtype, device: torch.device, quantization: str | None, source: dict[str, Any]
+) -> PreTrainedModel:
+    options = dict(source)
+    if quantization:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=quantization == "4bit",
+            load_in_8bit=quantization == "8bit",
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        name, dtype=dtype, device_map={"": device}, output_loading_info=True, **options
+    )
+    head = model.get_output_embeddings()
+    unused = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    parameters = dict(model.named_parameters())
+    missing = [key for key in info["missing_keys"] if id(parameters.get(key)) not in unused]
+    if missing:
+        raise ValueError(f"the checkpoint lacks {len(missing)} weights, among them {sorted(missing)[0]}")
+    return model
+
+
+@torch.no_grad()
+def _redraw_zeros(model: PreTrainedModel) -> None:
+    """Draw weight matrices that the class leaves at zero: a projector of zeros would hide the image altogether."""
+    spread = getattr(model.config.get_text_config(decoder=True), "initializer_range", 0.02)
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            parameter.normal_(std=spread)
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "…"

@@ -1,0 +1,275 @@
+"""Curves over layers, fit to print: a panel per target and metric, a line per run, intervals and floors."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from innervision.errors import InnerVisionError
+from innervision.files import atomic_write
+from innervision.report.tables import read_scores, summarize
+
+AXIS_LABELS = {
+    "cosine": "cosine similarity",
+    "token_cosine": "cosine similarity per token",
+    "centred_cosine": "centred cosine similarity",
+    "explained_variance": "explained variance",
+}
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""One per run: the palette of Okabe and Ito (2008), made for colour-blind readers, less its pale yellow."""
+
+GREY = "#666666"
+
+LEVELS: dict[str, tuple[Any, str]] = {
+    "mean": ("--", "mean feature (no MLLM)"),
+    "expert": ("-.", "the expert itself"),
+}
+"""Sources that have one score for all layers: their line's style and name."""
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2,
+    "pdf.fonttype": 42,  # text stays text; some venues refuse the default Type 3
+}
+
+
+def plot_curves(
+    runs: Sequence[Path],
+    out: Path,
+    metric: str | Sequence[str] = ("cosine", "centred_cosine"),
+    labels: Sequence[str] | None = None,
+) -> list[Path]:
+    """Draw `curves_figure` to a PNG (300 dpi) and a PDF, and give their paths.
+
+    Both have the stem of `out`; its own suffix does not matter.
+
+    Raises:
+        InnerVisionError: as `curves_figure`, or a file cannot be written.
+    """
+    if out.is_dir():
+        raise InnerVisionError(f"{out} is a folder. Name the figure to write, as in {out / 'curves.png'}")
+    figure = curves_figure(runs, metric, labels)
+    stem = out.stem if out.suffix[1:].lower() in figure.canvas.get_supported_filetypes() else out.name
+    paths = [out.with_name(f"{stem}.{kind}") for kind in ("png", "pdf")]
+    for path in paths:
+        with matplotlib.rc_context(STYLE), atomic_write(path) as temporary:
+            figure.savefig(temporary, dpi=300)
+    return paths
+
+
+def curves_figure(
+    runs: Sequence[Path],
+    metric: str | Sequence[str] = ("cosine", "centred_cosine"),
+    labels: Sequence[str] | None = None,
+) -> Figure:
+    """Draw similarity over layers: a column of panels per target, a row per metric, a line per run.
+
+    Two metrics by default: `cosine` is what others published, but the mean feature alone scores high on it;
+    `centred_cosine` counts only what the mean does not say.
+
+    The decoder layers stand at their numbers; the vision tower's output ("vision") and the embeddings that
+    enter the decoder ("emb") stand apart at their left. Bands and bars are 95% intervals over images. Floors
+    are the same probe's score for another image (dotted) and the mean feature (dashed; grey where it is the
+    same for all runs). A cross at the bottom marks a layer whose scores are not all finite.
+
+    A run goes by its label, else by its MLLM, and by its folder too where two runs share the MLLM.
+
+    Raises:
+        InnerVisionError: a run or its scores are missing, a run has no scores of a metric, there are more
+            than seven lines, or not as many labels as runs.
+    """
+    metrics = [metric] if isinstance(metric, str) else list(metric)
+    curves, targets = _read_curves(runs, metrics, labels)
+    depth = max(int(curve.summary["layer"].max()) for curve in curves)
+    with matplotlib.rc_context(STYLE):
+        size = (max(3.3, 2.25 * len(targets)), 1.75 * len(metrics) + 0.4)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(metrics), len(targets), sharex=True, squeeze=False)
+        for row, name in zip(panels, metrics, strict=True):
+            for panel, target in zip(row, targets, strict=True):
+                _draw_panel(panel, curves, target, name, depth)
+            label = AXIS_LABELS.get(name)
+            row[0].set_ylabel(f"{label}\n(higher is better)" if label else name)
+        for panel, target in zip(panels[0], targets, strict=True):
+            panel.set_title(target)
+        for panel in panels[-1]:
+            panel.set_xlabel("decoder layer")
+        _add_legend(figure, curves)
+    return figure
+
+
+@dataclass
+class Curve:
+    """One line of each panel."""
+
+    label: str
+    color: str
+    summary: pd.DataFrame
+    """As `summarize` gives it."""
+
+    def rows(self, target: str, metric: str, source: str) -> pd.DataFrame:
+        """Give the rows by layer; for a source without layers, its one row."""
+        wanted = self.summary[["target", "metric", "source"]].eq([target, metric, source]).all(axis=1)
+        rows = self.summary[wanted]
+        return rows[rows["layer"].notna() == (source not in LEVELS)].sort_values("layer")
+
+
+def _read_curves(
+    runs: Sequence[Path], metrics: list[str], labels: Sequence[str] | None
+) -> tuple[list[Curve], list[str]]:
+    """Give a curve per run and protocol, and all their targets in the order of the score tables."""
+    if labels is not None and len(labels) != len(runs):
+        raise InnerVisionError(f"{len(labels)} labels for {len(runs)} runs. Give one label per run, or none.")
+    summaries: list[pd.DataFrame] = []
+    targets: list[str] = []
+    for run in runs:
+        scores = read_scores(run)
+        known = scores["metric"].unique()
+        for name in metrics:
+            if name not in known:
+                raise InnerVisionError(
+                    f"{run} has no scores of the metric {name!r}, only of: {', '.join(known)}"
+                )
+        scores = scores[scores["metric"].isin(metrics)]
+        summaries.append(summarize(scores))
+        targets += [target for target in scores["target"].unique() if target not in targets]
+
+    curves: list[Curve] = []
+    for label, summary in zip(labels or _default_labels(runs), summaries, strict=True):
+        for protocol, rows in summary.groupby("protocol"):
+            if len(curves) == len(COLORS):
+                raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
+            name = label if protocol == "standard" else f"{label}, {protocol} protocol"
+            curves.append(Curve(name, COLORS[len(curves)], rows))
+    return curves, targets
+
+
+def _default_labels(runs: Sequence[Path]) -> list[str]:
+    """Name each run by its MLLM, by its folder too where that is not enough, and else by its whole path."""
+    mllms = [_mllm(run) for run in runs]
+    labels = [
+        mllm if mllms.count(mllm) == 1 else f"{mllm} ({run.resolve().name})"
+        for mllm, run in zip(mllms, runs, strict=True)
+    ]
+    return [
+        label if labels.count(label) == 1 else f"{mllm} ({run})"
+        for label, mllm, run in zip(labels, mllms, runs, strict=True)
+    ]
+
+
+def _mllm(run: Path) -> str:
+    try:
+        return str(yaml.safe_load((run / "run.yaml").read_text())["mllm"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise InnerVisionError(
+            f"{run / 'run.yaml'} does not name its mllm. Give labels for the runs."
+        ) from error
+
+
+def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: str, depth: int) -> None:
+    for curve in curves:
+        _draw_line(panel, curve, target, metric, "shuffled", depth)
+        _draw_line(panel, curve, target, metric, "probe", depth)
+    for source, (linestyle, _) in LEVELS.items():
+        levels = [(curve, value) for curve in curves for value in curve.rows(target, metric, source)["mean"]]
+        same = bool(levels) and np.ptp([value for _, value in levels]) < 0.005  # about a line's width
+        for curve, value in levels:
+            color = GREY if same else curve.color
+            panel.axhline(value, color=color, linestyle=linestyle, label=f"{source}: {curve.label}")
+
+    every = next(step for step in (1, 2, 4, 8, 16, 32, 64) if depth <= 5 * step)
+    found = {int(layer) for curve in curves for layer in curve.summary["layer"].dropna()}
+    names = {layer: name for layer, name in ((-1, "vision"), (0, "emb")) if layer in found}
+    names |= {layer: str(layer) for layer in range(1, depth + 1) if layer == 1 or layer % every == 0}
+    panel.set_xticks(_positions(list(names), depth), list(names.values()))
+    for tick in panel.get_xticklabels()[: sum(layer < 1 for layer in names)]:
+        tick.set_rotation(90 if depth > 6 else 0)
+    panel.locator_params(axis="y", nbins=5)
+
+
+def _draw_line(panel: Axes, curve: Curve, target: str, metric: str, source: str, depth: int) -> None:
+    """Draw the scores of one source of a run over its layers."""
+    rows = curve.rows(target, metric, source)
+    layers, mean, low, high = (rows[name].to_numpy(float) for name in ("layer", "mean", "low", "high"))
+    x = _positions(layers, depth)
+    style: dict[str, Any] = {"color": curve.color, "label": f"{source}: {curve.label}"}
+    if source == "shuffled":
+        panel.plot(x, mean, linestyle=":", linewidth=0.9, **style)
+    else:
+        within, before = layers >= 1, layers < 1
+        marker = "o" if within.sum() <= 12 else None
+        panel.plot(x[within], mean[within], linewidth=1.4, marker=marker, markersize=2.5, **style)
+        panel.fill_between(x[within], low[within], high[within], color=curve.color, alpha=0.2, linewidth=0)
+        # what comes before the decoder: points with bars, led to the line by a faint one
+        panel.plot(x, mean, color=curve.color, linewidth=0.6, alpha=0.5)
+        bars = np.abs(np.stack([low, high]) - mean)[:, before]
+        panel.errorbar(x[before], mean[before], bars, fmt="o", markersize=2.5, linewidth=1, color=curve.color)
+    lost = x[~np.isfinite(mean)]
+    bottom = np.full(len(lost), 0.03)
+    panel.plot(lost, bottom, "x", markersize=4, color=curve.color, transform=panel.get_xaxis_transform())
+
+
+def _positions(layers: Sequence[int] | NDArray[np.float64], depth: int) -> NDArray[np.float64]:
+    """Give decoder layers their number, and set what comes before them as far apart as its names need."""
+    layers = np.asarray(layers, dtype=float)
+    return np.where(layers < 1, 1 + (layers - 1) * max(1, 0.1 * depth), layers)
+
+
+def _add_legend(figure: Figure, curves: list[Curve]) -> None:
+    """Put the legend above the panels, in as few lines as the width allows, and give it room of its own."""
+    sources = {source for curve in curves for source in curve.summary["source"]}
+    images = {count for curve in curves for count in curve.summary["images"]}
+    finite = all(np.isfinite(curve.summary["mean"]).all() for curve in curves)
+    entries: list[Artist] = [
+        Line2D([], [], color=curve.color, linewidth=1.4, label=textwrap.fill(f"probe of {curve.label}", 46))
+        for curve in curves
+    ]
+    if "shuffled" in sources:
+        entries.append(
+            Line2D([], [], color=GREY, linestyle=":", label="same probe, another image (shuffled)")
+        )
+    entries += [
+        Line2D([], [], color=GREY, linestyle=linestyle, label=name)
+        for source, (linestyle, name) in LEVELS.items()
+        if source in sources
+    ]
+    over = f"{images.pop():,} images" if len(images) == 1 else "images"
+    entries.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=f"95% interval over {over}"))
+    if not finite:
+        entries.append(
+            Line2D([], [], color=GREY, marker="x", linestyle="", label="scores that are not finite")
+        )
+
+    for lines in range(1, len(entries) + 1):
+        columns = math.ceil(len(entries) / lines)
+        legend = figure.legend(handles=entries, loc="outside upper center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= 0.95 * figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+            return
+        legend.remove()

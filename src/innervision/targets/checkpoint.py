@@ -1,0 +1,112 @@
+"""An expert's files, on the Hugging Face Hub or in a folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    BaseImageProcessor,
+    PreTrainedConfig,
+)
+from transformers.utils import CONFIG_NAME, extract_commit_hash
+from transformers.utils import logging as transformers_logging
+
+from innervision.errors import InnerVisionError
+
+
+@dataclass
+class Checkpoint:
+    """Loads the parts of one expert, all from one commit. No code that comes with it is run.
+
+    Every method raises InnerVisionError when the files cannot be had or are not what they should be.
+    """
+
+    expert: str
+    """A Hub id or the path of a folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; once the configuration is read, the commit where the Hub tells it."""
+
+    def load_config(self, *, subfolder: str = "", model_type: str | None = None) -> PreTrainedConfig:
+        """Read the model's configuration; it must be of `model_type`, where that is given."""
+        with self._loading():
+            config = AutoConfig.from_pretrained(
+                self.expert, revision=self.revision, subfolder=subfolder, trust_remote_code=False
+            )
+        if model_type is not None and config.model_type != model_type:
+            raise InnerVisionError(
+                f"{self.expert} is a {config.model_type!r} model, but a {model_type!r} model is needed here"
+            )
+        self._pin(f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME)
+        return config
+
+    def load_model(
+        self, model_class: Any, config: PreTrainedConfig, *, subfolder: str = ""
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Load a model in float32 on the CPU.
+
+        Returns:
+            The model, and those of its parameters and buffers that the checkpoint does not hold (or holds in
+            another shape) by name: their values are random, see `Target.check_weights`.
+        """
+        with self._loading():
+            model, report = model_class.from_pretrained(
+                self.expert,
+                config=config,
+                revision=self.revision,
+                subfolder=subfolder,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        random = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
+        return model, {name: tensors[name] for name in sorted(random) if name in tensors}
+
+    def load_image_processor(
+        self, processor_class: Any = AutoImageProcessor, *, subfolder: str = "", **settings: Any
+    ) -> BaseImageProcessor:
+        """Load the image processor; `settings` replace what its file says."""
+        with self._loading():
+            return processor_class.from_pretrained(
+                self.expert,
+                revision=self.revision,
+                subfolder=subfolder,
+                trust_remote_code=False,
+                **settings,
+            )
+
+    def _pin(self, file: str) -> None:
+        """Replace the revision of a model on the Hub by the commit whose `file` is now in the cache."""
+        if not Path(self.expert).exists():
+            cached = try_to_load_from_cache(self.expert, file, revision=self.revision)
+            if isinstance(cached, str):
+                self.revision = extract_commit_hash(cached, None)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Give errors the expert's name, and silence the report on random weights: ours is stricter."""
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        try:
+            yield
+        except Exception as error:  # a foreign file can make its reader raise anything
+            reason = f"cannot load the expert {self.expert}: {_first_line(error)}"
+            if isinstance(error, OSError) and not Path(self.expert).exists():
+                reason += (
+                    "\nName a Hugging Face model that can be reached (or was downloaded before), or a folder."
+                )
+            raise InnerVisionError(reason) from error
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,229 @@
+"""What every target offers: images in, an expert's features out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor
+from transformers import BaseImageProcessor
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import SizeDict
+
+from innervision.errors import InnerVisionError
+from innervision.targets.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """Turns images into an expert's pixels on the CPU. Holds no weights, so a DataLoader worker can have it.
+
+    The whole image is squashed to one size, whatever its aspect: nothing is cropped and nothing is padded.
+    Resampling, mean and standard deviation are the processor's.
+    """
+
+    processor: BaseImageProcessor
+    height: int
+    width: int
+    resize_again: bool = False
+    """Whether the processor then resizes the squashed image by its own rule."""
+
+    def __call__(self, images: Sequence[Image]) -> Tensor:
+        """Prepare RGB images of any sizes: pixels (B, 3, height, width), float32."""
+        pixels = self.processor(
+            images=[self._squash(pil_to_tensor(image)) for image in images],
+            input_data_format="channels_first",
+            do_resize=self.resize_again,
+            do_center_crop=False,
+            return_tensors="pt",
+        )["pixel_values"]
+        return pixels.float()
+
+    def _squash(self, image: Tensor) -> Tensor:
+        # The base class's method, since some processors' own keeps the aspect or crops, however it is called.
+        size = SizeDict(height=self.height, width=self.width)
+        resample = getattr(self.processor, "resample", None)
+        return TorchvisionBackend.resize(self.processor, image, size, resample)  # type: ignore[arg-type]
+
+
+class Parts(NamedTuple):
+    """What a target is made of."""
+
+    module: nn.Module
+    """The part of the expert that makes the features."""
+    random_weights: dict[str, Tensor]
+    """The weights of the expert that its checkpoint does not hold."""
+    preparer: Preparer
+    """Makes the pixels that the module takes."""
+
+
+class Target(nn.Module, ABC):
+    """A frozen expert's features. It stays in evaluation mode, whatever holds it.
+
+    A subclass says what it takes from a checkpoint (`read`), how it makes features of pixels (`features`) and
+    which shape they have (`shape`).
+    """
+
+    name: ClassVar[str]
+    """What specs, runs and reports call the target."""
+    default_expert: ClassVar[str | None] = None
+    """The expert that is loaded when none is named."""
+
+    module: Any
+
+    def __init__(
+        self,
+        module: nn.Module,
+        preparer: Preparer,
+        *,
+        expert: str = "",
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Freeze the expert.
+
+        Args:
+            module: the part of the expert that makes the features.
+            preparer: makes the pixels it takes.
+            expert: the id or folder it came from.
+            revision: the commit on the Hub that it came from, if any.
+            dtype: of the matrix work in `encode`; None or float32 is full precision, another runs it under
+                autocast. The weights are left as they are.
+
+        Raises:
+            InnerVisionError: the module cannot make features of the preparer's pixels.
+        """
+        super().__init__()
+        self.module = module
+        self.preparer = preparer
+        self.expert = expert
+        self.revision = revision
+        self.dtype = dtype or torch.float32
+        self.eval().requires_grad_(False)
+        self.num_tokens, self.width = self.shape()
+
+    @classmethod
+    def load(
+        cls,
+        expert: str | None = None,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        size: int | None = None,
+    ) -> Self:
+        """Load an expert from the Hugging Face Hub or a folder; only what `encode` needs stays in memory.
+
+        Args:
+            expert: a Hub id or the path of a folder; None is the default expert.
+            revision: branch, tag or commit on the Hub.
+            device: by default the accelerator, where there is one.
+            dtype: of the matrix work in `encode`, by default float32. The weights are float32.
+            size: squash images to size × size pixels instead of the target's own size.
+
+        Raises:
+            InnerVisionError: the expert cannot be had, is of another kind, lacks weights or does not take
+                images of that size.
+        """
+        expert = expert or cls.default_expert
+        if expert is None:
+            raise InnerVisionError(f"{cls.name} has no default expert; name one: {cls.name}=ID_OR_PATH")
+        checkpoint = Checkpoint(expert, revision)
+        module, random_weights, preparer = cls.read(checkpoint, size)
+        target = cls(module, preparer, expert=expert, revision=checkpoint.revision, dtype=dtype)
+        target.check_weights(random_weights)
+        return target.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+    @classmethod
+    @abstractmethod
+    def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
+        """Read the expert, on the CPU; `size` as in `load`."""
+
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Give the shape (N, C) of an image's features."""
+
+    @abstractmethod
+    def features(self, pixels: Tensor) -> Tensor:
+        """Give the features (B, N, C) of pixels (B, 3, H, W) on the expert's device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def prepare(self, images: Sequence[Image]) -> Tensor:
+        """Make pixels (B, 3, H, W) of RGB images, float32 on the CPU. See `Preparer`."""
+        return self.preparer(images)
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image] | Tensor) -> Tensor:
+        """Give the expert's features of RGB images, or of the pixels that `prepare` made of them.
+
+        Returns:
+            (B, N, C) float32 on the expert's device, without a graph.
+        """
+        pixels = images if isinstance(images, Tensor) else self.prepare(images)
+        with self._precision():
+            features = self.features(pixels.to(self.device, non_blocking=True))
+        return features.float()  # (B, N, C)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: a frozen expert must not drop anything while the probes train."""
+        return super().train(False)
+
+    def check_weights(self, random_weights: Mapping[str, Tensor]) -> None:
+        """Refuse an expert whose features depend on weights that its checkpoint does not hold.
+
+        Args:
+            random_weights: these weights by name. Those that the features do not use (a pooler, a head) do no
+                harm: automatic differentiation tells which ones they are.
+
+        Raises:
+            InnerVisionError: naming them.
+        """
+        parameters = {id(parameter) for parameter in self.parameters()}
+        statistics = {id(buffer) for buffer in self.buffers() if buffer.is_floating_point()}
+        suspects = {name: weight for name, weight in random_weights.items() if id(weight) in parameters}
+        needed = [name for name, weight in random_weights.items() if id(weight) in statistics]
+        if suspects:
+            for weight in suspects.values():
+                weight.requires_grad_(True)
+            pixels = torch.zeros(1, 3, self.preparer.height, self.preparer.width, device=self.device)
+            total = self.features(pixels).sum()
+            if total.requires_grad:
+                gradients = torch.autograd.grad(total, list(suspects.values()), allow_unused=True)
+                needed += [name for name, g in zip(suspects, gradients, strict=True) if g is not None]
+            self.requires_grad_(False)
+        if needed:
+            raise InnerVisionError(
+                f"{self.expert} does not hold {len(needed)} of the weights that {self.name} needs "
+                f"(the first is {needed[0]}); name an expert whose weights are complete"
+            )
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        device = self.device.type
+        if not torch.amp.is_autocast_available(device):
+            return nullcontext()
+        if self.dtype == torch.float32:
+            return torch.autocast(device, enabled=False)  # even where the caller runs under autocast
+        return torch.autocast(device, dtype=self.dtype)
+
+
+def native_size(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Give height and width of what an image processor crops to, or else resizes to.
+
+    Raises:
+        InnerVisionError: it does not tell.
+    """
+    crops = getattr(processor, "do_center_crop", False)
+    size = getattr(processor, "crop_size" if crops else "size", None) or SizeDict()
+    edge = size.shortest_edge or size.longest_edge
+    height, width = size.height or edge, size.width or edge
+    if not height or not width:
+        raise InnerVisionError(f"{type(processor).__name__} names no size that images could be squashed to")
+    return height, width
