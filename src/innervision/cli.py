@@ -58,7 +58,7 @@ def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
     """Score every layer by the similarity of its predictions to the expert's features."""
     settings = _settings(parser, EvaluateSettings, options)
     from innervision import evaluate
-    from innervision.report import format_table, read_scores, summarize
+    from innervision.report.tables import format_table, read_scores, summarize
 
     path = evaluate.evaluate_similarity(options.run, settings, overwrite=options.overwrite)
     summary = summarize(read_scores(Path(options.run)))
@@ -70,7 +70,7 @@ def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
 
 def plot(parser: ArgumentParser, options: Namespace) -> None:
     """Draw the curves of one or several runs by layer, as PNG and PDF."""
-    from innervision.report import plot_curves
+    from innervision.report.figures import plot_curves
 
     for path in plot_curves([Path(run) for run in options.runs], Path(options.out), options.metrics):
         print(path)
@@ -112,7 +112,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     similarity.add_argument("run", help="Folder of a trained run.")
     similarity.add_class_arguments(EvaluateSettings)
     similarity.add_argument(
-        "--overwrite", action="store_true", help="Replace scores that the run has for other images or settings."
+        "--overwrite",
+        action="store_true",
+        help="Replace scores that the run has for other images or settings.",
     )
     tasks.add_subcommand("similarity", similarity, help=evaluate_similarity.__doc__)
 

@@ -23,12 +23,12 @@ from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.metrics import similarity
+from innervision.metrics.similarity import similarity
 from innervision.mllm import MLLM, Tokens
 from innervision.probes import ProbeBank
 from innervision.run import RunFolder, package_versions
 from innervision.study import batches_of, load_models
-from innervision.targets import Target
+from innervision.targets.target import Target
 from innervision.train import autocast
 
 PROTOCOL = "standard"

@@ -10,7 +10,8 @@ from innervision.config import TrainSettings
 from innervision.data.loader import Batches
 from innervision.data.sources import ImageSet
 from innervision.mllm import MLLM
-from innervision.targets import Target, load_targets
+from innervision.targets import load_targets
+from innervision.targets.target import Target
 
 
 def load_models(settings: TrainSettings, device: str | None = None) -> tuple[MLLM, list[Target]]:

@@ -28,7 +28,7 @@ from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.run import RunFolder
 from innervision.study import batches_of, load_models
-from innervision.targets import Target
+from innervision.targets.target import Target
 
 
 class Stopped(InnerVisionError):
@@ -208,9 +208,11 @@ class Learner:
         def learn_layer(layer: int, states: Tensor, mask: Tensor) -> None:
             grid = inputs.places(layer, states.shape[1])
             for name, bank in self.banks.items():
-                with torch.enable_grad(), autocast(self.mllm.device):
-                    loss = F.smooth_l1_loss(bank(layer, states, mask, grid), truth[name])
-                (loss * size).backward()
+                with torch.enable_grad():
+                    with autocast(self.mllm.device):
+                        prediction = bank(layer, states, mask, grid)
+                    loss = F.smooth_l1_loss(prediction, truth[name])
+                    (loss * size).backward()
                 self.losses[name][layer] = self.losses[name][layer] + loss.detach() * size
 
         self.mllm.visit(inputs, learn_layer, self.layers, tokens=self.settings.tokens)

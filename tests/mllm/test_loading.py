@@ -30,14 +30,16 @@ def parts(mllm: MLLM) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def test_random_weights_replace_the_llm_and_keep_the_vision_tower_and_the_projector(llava: Path) -> None:
-    trained_llm, trained_rest = parts(MLLM.load(str(llava), device="cpu"))
+    trained = MLLM.load(str(llava), device="cpu")
+    spread = trained.model.config.text_config.initializer_range
+    trained_llm, trained_rest = parts(trained)
     random_llm, random_rest = parts(MLLM.load(str(llava), device="cpu", random_weights=True))
     assert all(torch.equal(trained_rest[key], value) for key, value in random_rest.items())
     for key, value in random_llm.items():
         is_norm = "norm" in key
         assert torch.equal(value, torch.ones_like(value)) if is_norm else not torch.equal(trained_llm[key], value)
         if not is_norm and value.numel() > 1000:
-            assert value.std().item() == pytest.approx(0.02, rel=0.15)  # initializer_range of the configuration
+            assert value.std().item() == pytest.approx(spread, rel=0.15)
 
 
 def test_random_weights_of_everything_need_no_checkpoint(llava: Path, tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_a_text_model_is_refused(tmp_path: Path, llava: Path) -> None:
     config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=16)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(llava).tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InnerVisionError, match="LlamaConfig"):
+    with pytest.raises(InnerVisionError, match="llama model is not an image-text model"):
         MLLM.load(str(tmp_path), device="cpu")
 
 
@@ -134,7 +136,7 @@ def test_the_prompt_goes_through_the_chat_template(load_family: Load) -> None:
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the image."}]}]
     text = mllm.builder.processor.apply_chat_template(turn, add_generation_prompt=True)
     decoded = mllm.builder.processor.tokenizer.decode(inputs.tensors["input_ids"][0])
-    assert decoded.replace("<image>", "") == text.replace("<image>", "")
+    assert decoded.replace("<image>", "").removeprefix("<s>") == text.replace("<image>", "")
 
 
 def test_without_a_chat_template_the_image_token_and_a_line_break_come_first(load_family: Load) -> None:

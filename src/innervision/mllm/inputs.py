@@ -65,9 +65,7 @@ class Inputs:
         if layer >= 0:
             return self.grid
         side = round(num_tokens**0.5)
-        one_square = (
-            self.tiles is not None and bool((self.tiles == 1).all()) and side**2 == num_tokens
-        )
+        one_square = self.tiles is not None and bool((self.tiles == 1).all()) and side**2 == num_tokens
         if one_square:
             centres = cell_centres(side, side).to(self.grid.device)
             return centres.expand(len(self.mask), -1, -1)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -102,9 +103,11 @@ class MLLM:
             raise InnerVisionError("random_weights cannot be combined with quantization")
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
+            config = AutoConfig.from_pretrained(name, **source)
+            if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
+                raise ValueError(f"a {config.model_type} model is not an image-text model of Transformers")
             processor = AutoProcessor.from_pretrained(name, **source)
             if random_weights == "all":
-                config = AutoConfig.from_pretrained(name, **source)
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
                         config, dtype=dtype, trust_remote_code=trust_remote_code
@@ -114,6 +117,8 @@ class MLLM:
                 model = _load_weights(name, dtype, device, quantization, source)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             raise InnerVisionError(f"cannot load the MLLM {name!r}: {_first_sentence(error)}") from error
+        if Path(name).is_dir():
+            name, revision = Path(name).resolve().name, fingerprint(name)
         mllm = cls(
             model, processor, name=name, revision=getattr(model.config, "_commit_hash", None) or revision
         )

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from innervision.config import ProbeSettings
+from innervision.config import VISION, ProbeSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.probes.places import place_features
@@ -72,7 +72,8 @@ class ProbeBank(nn.Module):
         super().__init__()
         self.settings = settings or ProbeSettings()
         self.layers = list(range(mllm.num_layers + 1) if layers is None else layers)
-        self.target = target.name
+        if wrong := [layer for layer in self.layers if not VISION <= layer <= mllm.num_layers]:
+            raise InnerVisionError(f"{mllm.name} has no layer {', '.join(map(str, wrong))}")
         kind = probe_class(self.settings.kind)
         self.probes = nn.ModuleDict()
         for layer in self.layers:

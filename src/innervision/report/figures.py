@@ -198,7 +198,7 @@ def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: str, dept
         _draw_line(panel, curve, target, metric, "probe", depth)
     for source, (linestyle, _) in LEVELS.items():
         levels = [(curve, value) for curve in curves for value in curve.rows(target, metric, source)["mean"]]
-        same = bool(levels) and np.ptp([value for _, value in levels]) < 0.005  # about a line's width
+        same = bool(levels) and np.ptp([value for _, value in levels]) < 0.002  # less than a line's width
         for curve, value in levels:
             color = GREY if same else curve.color
             panel.axhline(value, color=color, linestyle=linestyle, label=f"{source}: {curve.label}")
@@ -216,6 +216,8 @@ def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: str, dept
 def _draw_line(panel: Axes, curve: Curve, target: str, metric: str, source: str, depth: int) -> None:
     """Draw the scores of one source of a run over its layers."""
     rows = curve.rows(target, metric, source)
+    if rows.empty:
+        return
     layers, mean, low, high = (rows[name].to_numpy(float) for name in ("layer", "mean", "low", "high"))
     x = _positions(layers, depth)
     style: dict[str, Any] = {"color": curve.color, "label": f"{source}: {curve.label}"}
@@ -230,9 +232,8 @@ def _draw_line(panel: Axes, curve: Curve, target: str, metric: str, source: str,
         panel.plot(x, mean, color=curve.color, linewidth=0.6, alpha=0.5)
         bars = np.abs(np.stack([low, high]) - mean)[:, before]
         panel.errorbar(x[before], mean[before], bars, fmt="o", markersize=2.5, linewidth=1, color=curve.color)
-    lost = x[~np.isfinite(mean)]
-    bottom = np.full(len(lost), 0.03)
-    panel.plot(lost, bottom, "x", markersize=4, color=curve.color, transform=panel.get_xaxis_transform())
+    for lost in x[~np.isfinite(mean)]:
+        panel.plot(lost, 0.03, "x", markersize=4, color=curve.color, transform=panel.get_xaxis_transform())
 
 
 def _positions(layers: Sequence[int] | NDArray[np.float64], depth: int) -> NDArray[np.float64]:
@@ -251,9 +252,7 @@ def _add_legend(figure: Figure, curves: list[Curve]) -> None:
         for curve in curves
     ]
     if "shuffled" in sources:
-        entries.append(
-            Line2D([], [], color=GREY, linestyle=":", label="same probe, another image (shuffled)")
-        )
+        entries.append(Line2D([], [], color=GREY, linestyle=":", label="another image (shuffled)"))
     entries += [
         Line2D([], [], color=GREY, linestyle=linestyle, label=name)
         for source, (linestyle, name) in LEVELS.items()

@@ -1,13 +1,15 @@
 """Any vision backbone of Hugging Face as a target: DINOv2, SigLIP, CLIP, ResNet, ConvNeXt and others."""
 
 import math
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from transformers import MODEL_MAPPING, AutoBackbone, AutoModel
+from transformers import MODEL_MAPPING, AutoModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from innervision.errors import InnerVisionError
-from innervision.targets.checkpoint import Checkpoint
+from innervision.targets.checkpoint import Checkpoint, first_line
 from innervision.targets.target import Parts, Preparer, Target, native_size
 
 MOST_PREFIX_TOKENS = 16
@@ -30,8 +32,10 @@ class BackboneTarget(Target):
         config = checkpoint.load_config()
         processor = checkpoint.load_image_processor()
         height, width = (size, size) if size else native_size(processor)
-        auto_class = AutoModel if type(config) in MODEL_MAPPING else AutoBackbone
-        model, random_weights = checkpoint.load_model(auto_class, config)
+        model_class: Any = AutoModel
+        if type(config) not in MODEL_MAPPING:  # not AutoBackbone, which asks the Hub even about folders
+            model_class = MODEL_FOR_BACKBONE_MAPPING.get(type(config), AutoModel)
+        model, random_weights = checkpoint.load_model(model_class, config)
         encoder = model.get_encoder("image")
         if encoder.main_input_name != "pixel_values":
             raise InnerVisionError(f"{checkpoint.expert} ({type(model).__name__}) is not a vision model")
@@ -49,7 +53,7 @@ class BackboneTarget(Target):
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
             raise InnerVisionError(
                 f"{self.expert} cannot be a backbone: an image of {blank.height} × {blank.width} pixels "
-                f"does not become a sequence or map of features ({error})"
+                f"does not become a sequence or map of features ({first_line(error)})"
             ) from error
         return num_tokens, width
 

@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    BaseImageProcessor,
-    PreTrainedConfig,
-)
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
@@ -98,15 +93,16 @@ class Checkpoint:
         try:
             yield
         except Exception as error:  # a foreign file can make its reader raise anything
-            reason = f"cannot load the expert {self.expert}: {_first_line(error)}"
+            reason = f"cannot load the expert {self.expert}: {first_line(error)}"
             if isinstance(error, OSError) and not Path(self.expert).exists():
                 reason += (
-                    "\nName a Hugging Face model that can be reached (or was downloaded before), or a folder."
+                    "\nName a folder, or a Hugging Face model that can be reached or was downloaded before."
                 )
             raise InnerVisionError(reason) from error
         finally:
             transformers_logging.set_verbosity(verbosity)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Give the first line of an error's message that says something, or else the error's kind."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,310 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from innervision.errors import InnerVisionError
+from innervision.metrics.interval import bootstrap_interval
+from innervision.report.figures import COLORS, GREY, curves_figure, plot_curves
+
+SPREAD = np.array([-0.1, 0.0, 0.1])  # three images around each mean
+
+
+def make_run(
+    run: Path,
+    *,
+    mllm: str = "world/tuned",
+    probe: dict[int, float] | None = None,
+    shuffled: dict[int, float] | None = None,
+    mean: float | None = 0.25,
+    targets: tuple[str, ...] = ("depth",),
+    metrics: tuple[str, ...] = ("cosine", "centred_cosine"),
+    protocol: str = "standard",
+) -> Path:
+    """Write a run whose mean score by layer is `probe`, `shuffled` and `mean`, the same for all targets."""
+    probe = {1: 0.5, 2: 0.6, 3: 0.4} if probe is None else probe
+    levels = [("probe", layer, level) for layer, level in probe.items()]
+    levels += [("shuffled", layer, level) for layer, level in (shuffled or {}).items()]
+    levels += [] if mean is None else [("mean", None, mean)]
+    parts = [
+        pd.DataFrame(
+            {
+                "image": ["a.jpg", "b.jpg", "c.jpg"],
+                "target": target,
+                "layer": pd.array([layer] * 3, dtype="Int64"),
+                "source": source,
+                "metric": metric,
+                "protocol": protocol,
+                "value": level + SPREAD,
+            }
+        )
+        for target in targets
+        for metric in metrics
+        for source, layer, level in levels
+    ]
+    (run / "scores").mkdir(parents=True)
+    (run / "run.yaml").write_text(f"mllm: {mllm}\ntargets: [{', '.join(targets)}]\n")
+    pd.concat(parts, ignore_index=True).to_parquet(run / "scores" / "similarity.parquet")
+    return run
+
+
+def line(panel: Axes, label: str) -> Line2D:
+    [found] = [line for line in panel.get_lines() if line.get_label() == label]
+    return found
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["curves", "curves.png", "curves.pdf", "curves.svg"])
+def test_a_png_and_a_pdf_are_written_whatever_the_suffix(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    paths = plot_curves([run], tmp_path / "new" / name)
+    assert paths == [tmp_path / "new/curves.png", tmp_path / "new/curves.pdf"]
+    with Image.open(paths[0]) as image:
+        image.load()
+        assert image.format == "PNG"
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert np.ptp(np.asarray(image.convert("L"))) > 200  # not an empty sheet
+    pdf = paths[1].read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert pdf.rstrip().endswith(b"%%EOF")
+    assert b"/Type3" not in pdf
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["curves.pdf", "curves.png"]
+
+
+def test_a_dot_in_the_name_is_no_suffix(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert [path.name for path in plot_curves([run], tmp_path / "llava-1.5")] == [
+        "llava-1.5.png",
+        "llava-1.5.pdf",
+    ]
+
+
+def test_a_folder_is_no_figure(tmp_path):
+    with pytest.raises(InnerVisionError, match=r"is a folder\. Name the figure.*curves\.png"):
+        plot_curves([make_run(tmp_path / "run")], tmp_path)
+
+
+# What is drawn
+
+
+def test_the_lines_carry_the_scores(tmp_path):
+    run = make_run(tmp_path / "run", probe={1: 0.5, 2: 0.6, 3: 0.4}, shuffled={1: 0.2, 2: 0.1, 3: 0.3})
+    panel = curves_figure([run], "cosine").axes[0]
+    probe = line(panel, "probe: world/tuned")
+    assert probe.get_xdata().tolist() == [1, 2, 3]
+    assert probe.get_ydata().tolist() == pytest.approx([0.5, 0.6, 0.4])
+    shuffled = line(panel, "shuffled: world/tuned")
+    assert shuffled.get_linestyle() == ":"
+    assert shuffled.get_ydata().tolist() == pytest.approx([0.2, 0.1, 0.3])
+    mean = line(panel, "mean: world/tuned")
+    assert mean.get_linestyle() == "--"
+    assert list(mean.get_ydata()) == pytest.approx([0.25, 0.25])
+
+
+def test_the_band_is_the_bootstrap_interval(tmp_path):
+    panel = curves_figure([make_run(tmp_path / "run")], "cosine").axes[0]
+    [band] = panel.collections[:1]
+    low, high = bootstrap_interval(SPREAD)
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.round(9)}
+    expected = {
+        (layer, round(level + end, 9)) for layer, level in ((1, 0.5), (2, 0.6)) for end in (low, high)
+    }
+    assert expected <= corners
+
+
+def test_vision_and_embeddings_stand_apart_on_the_left(tmp_path):
+    levels = dict.fromkeys(range(1, 33), 0.5) | {-1: 0.3, 0: 0.4}
+    panel = curves_figure([make_run(tmp_path / "run", probe=levels)], "cosine").axes[0]
+    assert line(panel, "probe: world/tuned").get_xdata().tolist() == list(range(1, 33))
+    ticks = dict(zip([t.get_text() for t in panel.get_xticklabels()], panel.get_xticks(), strict=True))
+    assert list(ticks) == ["vision", "emb", "1", "8", "16", "24", "32"]
+    assert ticks["emb"] - ticks["vision"] == pytest.approx(1 - ticks["emb"])
+    assert ticks["emb"] < 0
+    lead = next(line for line in panel.get_lines() if len(line.get_xdata()) == 34)
+    assert lead.get_alpha() == 0.5
+    assert lead.get_ydata()[:3].tolist() == pytest.approx([0.3, 0.4, 0.5])
+    assert lead.get_xdata()[:3].tolist() == pytest.approx([ticks["vision"], ticks["emb"], 1])
+
+
+def test_layers_that_no_run_has_get_no_tick(tmp_path):
+    panel = curves_figure([make_run(tmp_path / "run")], "cosine").axes[0]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "2", "3"]
+
+
+def test_runs_of_different_depth_share_the_axis(tmp_path):
+    shallow = make_run(tmp_path / "a", mllm="a", probe={1: 0.5, 2: 0.5})
+    deep = make_run(tmp_path / "b", mllm="b", probe=dict.fromkeys(range(1, 41), 0.5))
+    panel = curves_figure([shallow, deep], "cosine").axes[0]
+    assert line(panel, "probe: a").get_xdata().tolist() == [1, 2]
+    assert line(panel, "probe: b").get_xdata().tolist() == list(range(1, 41))
+    assert panel.get_xticks()[-1] == 40
+
+
+def test_markers_show_single_layers_and_go_when_there_are_many(tmp_path):
+    sparse = make_run(tmp_path / "a", mllm="a", probe={8: 0.5, 16: 0.6})
+    dense = make_run(tmp_path / "b", mllm="b", probe=dict.fromkeys(range(1, 33), 0.5))
+    panel = curves_figure([sparse, dense], "cosine").axes[0]
+    assert line(panel, "probe: a").get_marker() == "o"
+    assert line(panel, "probe: b").get_marker() in (None, "None", "")
+
+
+def test_there_is_a_column_per_target_and_a_row_per_metric(tmp_path):
+    first = make_run(tmp_path / "a", mllm="a", targets=("seg", "depth"))
+    second = make_run(tmp_path / "b", mllm="b", targets=("depth", "gen"))
+    panels = curves_figure([first, second]).axes
+    assert [panel.get_title() for panel in panels] == ["seg", "depth", "gen", "", "", ""]
+    assert [panel.get_ylabel() for panel in panels] == [
+        "cosine similarity\n(higher is better)",
+        "",
+        "",
+        "centred cosine similarity\n(higher is better)",
+        "",
+        "",
+    ]
+    assert [panel.get_xlabel() for panel in panels] == ["", "", "", *["decoder layer"] * 3]
+    drawn = [{str(line.get_label()) for line in panel.get_lines()} for panel in panels[:3]]
+    assert ["probe: a" in labels for labels in drawn] == [True, True, False]
+    assert ["probe: b" in labels for labels in drawn] == [False, True, True]
+
+
+def test_the_mean_is_grey_where_all_runs_share_it(tmp_path):
+    runs = [make_run(tmp_path / name, mllm=name, mean=0.25) for name in "ab"]
+    panel = curves_figure(runs, "cosine").axes[0]
+    assert all(same_color(line(panel, f"mean: {name}").get_color(), GREY) for name in "ab")
+
+
+def test_the_mean_has_the_runs_color_where_it_differs(tmp_path):
+    runs = [make_run(tmp_path / name, mllm=name, mean=mean) for name, mean in (("a", 0.25), ("b", 0.35))]
+    panel = curves_figure(runs, "cosine").axes[0]
+    for name, mean, color in (("a", 0.25, COLORS[0]), ("b", 0.35, COLORS[1])):
+        assert same_color(line(panel, f"mean: {name}").get_color(), color)
+        assert same_color(line(panel, f"probe: {name}").get_color(), color)
+        assert list(line(panel, f"mean: {name}").get_ydata()) == pytest.approx([mean, mean])
+
+
+def test_a_layer_without_finite_scores_is_marked(tmp_path):
+    run = make_run(tmp_path / "run", probe={1: 0.5, 2: np.nan, 3: 0.4})
+    figure = curves_figure([run], "cosine")
+    crosses = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x"]
+    assert [list(line.get_xdata()) for line in crosses] == [[2]]
+    assert "scores that are not finite" in legend(figure)
+
+
+# Text
+
+
+def test_the_legend_tells_a_newcomer_what_is_what(tmp_path):
+    run = make_run(tmp_path / "run", mllm="llava-hf/llava-1.5-7b-hf", shuffled={1: 0.1, 2: 0.1, 3: 0.1})
+    assert legend(curves_figure([run])) == [
+        "probe of llava-hf/llava-1.5-7b-hf",
+        "another image (shuffled)",
+        "mean feature (no MLLM)",
+        "95% interval over 3 images",
+    ]
+
+
+def test_the_legend_names_only_what_is_drawn(tmp_path):
+    run = make_run(tmp_path / "run", mean=None)
+    assert legend(curves_figure([run])) == ["probe of world/tuned", "95% interval over 3 images"]
+
+
+def test_runs_of_one_mllm_are_told_apart_by_their_folders(tmp_path):
+    runs = [make_run(tmp_path / name) for name in ("first", "second")]
+    runs.append(make_run(tmp_path / "third", mllm="world/base"))
+    assert legend(curves_figure(runs))[:3] == [
+        "probe of world/tuned (first)",
+        "probe of world/tuned (second)",
+        "probe of world/base",
+    ]
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(Path(name) / "run") for name in ("x", "y")]
+    assert legend(curves_figure(runs))[:2] == ["probe of world/tuned (x/run)", "probe of world/tuned (y/run)"]
+
+
+def test_labels_take_the_place_of_the_mllms(tmp_path):
+    runs = [make_run(tmp_path / name) for name in "ab"]
+    assert legend(curves_figure(runs, labels=["one", "two"]))[:2] == ["probe of one", "probe of two"]
+
+
+def test_the_paper_protocol_is_named(tmp_path):
+    run = make_run(tmp_path / "run", protocol="paper")
+    assert legend(curves_figure([run]))[0] == "probe of world/tuned, paper protocol"
+
+
+def test_no_text_is_clipped_or_overlaps(tmp_path):
+    levels = dict.fromkeys(range(-1, 33), 0.5)
+    targets = ("depth", "seg", "gen")
+    runs = [
+        make_run(
+            tmp_path / name,
+            mllm=f"some-organisation/{name}-vision-language-7b-instruct",
+            probe=levels,
+            targets=targets,
+        )
+        for name in ("first", "second")
+    ]
+    figure = curves_figure(runs)
+    figure.draw_without_rendering()
+    page = figure.bbox.padded(2)
+    texts = [*figure.legends[0].get_texts()]
+    for panel in figure.axes:
+        texts += [panel.title, panel.xaxis.label, panel.yaxis.label]
+    for panel in figure.axes[3:]:
+        texts += panel.get_xticklabels()
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert len(boxes) == 4 + 3 + 3 + 2 + 3 * 7  # legend, titles, axis labels, ticks
+    assert all(page.contains(*box.min) and page.contains(*box.max) for box in boxes)
+    assert [box.count_overlaps(boxes) for box in boxes] == [1] * len(boxes)  # each with itself
+
+
+# Errors
+
+
+def test_a_run_without_scores_is_named(tmp_path):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/run.yaml").write_text("mllm: world/base\n")
+    with pytest.raises(InnerVisionError, match=r"bare has no similarity scores yet.*evaluate similarity"):
+        curves_figure([run, tmp_path / "bare"])
+
+
+def test_an_unknown_metric_names_those_there_are(tmp_path):
+    with pytest.raises(
+        InnerVisionError, match="no scores of the metric 'cosin', only of: cosine, centred_cosine"
+    ):
+        curves_figure([make_run(tmp_path / "run")], "cosin")
+
+
+def test_labels_must_match_the_runs(tmp_path):
+    with pytest.raises(InnerVisionError, match="2 labels for 1 runs"):
+        curves_figure([make_run(tmp_path / "run")], labels=["a", "b"])
+
+
+def test_more_runs_than_colors_are_refused(tmp_path):
+    runs = [make_run(tmp_path / str(number)) for number in range(8)]
+    with pytest.raises(InnerVisionError, match="7 lines at most"):
+        curves_figure(runs)
+
+
+@pytest.mark.parametrize("content", ["targets: [depth]", "mllm: [", ""])
+def test_a_run_that_does_not_name_its_mllm_needs_a_label(tmp_path, content):
+    run = make_run(tmp_path / "run")
+    (run / "run.yaml").write_text(content)
+    with pytest.raises(InnerVisionError, match=r"run\.yaml does not name its mllm\. Give labels"):
+        curves_figure([run])
+    assert legend(curves_figure([run], labels=["mine"]))[0] == "probe of mine"

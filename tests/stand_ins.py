@@ -1,0 +1,103 @@
+"""A stand-in MLLM whose layers are known, and a target whose features are known."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+WIDTH = 24
+TOKENS = 6
+FEATURES = 12
+
+
+def write_noise_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
+    """Images of independent noise: what one shows says nothing about another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:04}.png")
+    return folder
+
+
+def to_pixels(images: list[Image.Image]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.array(image.resize((8, 8)))).float() / 255 for image in images])
+
+
+def features_of(pixels: Tensor) -> Tensor:
+    """Fixed random features of the pixels, normalised as an expert's, with a mean that is far from zero."""
+    mix = torch.randn(8 * 8 * 3, FEATURES, generator=torch.Generator().manual_seed(7))
+    values = (pixels - 0.5).flatten(1) @ mix / 4 + torch.linspace(-1, 1, FEATURES)
+    return torch.nn.functional.layer_norm(values, (FEATURES,))[:, None]  # (B, 1, FEATURES)
+
+
+@dataclass
+class KnownTarget:
+    """Features of a batch's images, without an expert."""
+
+    name: str = "known"
+    expert: str = "stand-in"
+    revision: str | None = None
+    num_tokens: int = 1
+    width: int = FEATURES
+
+    preparer = staticmethod(to_pixels)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return features_of(pixels)
+
+
+@dataclass
+class KnownInputs:
+    features: Tensor
+
+    def to(self, device: torch.device) -> "KnownInputs":
+        return self
+
+    def places(self, layer: int, num_tokens: int) -> Tensor:
+        return torch.full((len(self.features), num_tokens, 2), float("nan"))
+
+
+def build_inputs(images: list[Image.Image], prompt: str) -> KnownInputs:
+    return KnownInputs(features_of(to_pixels(images)))
+
+
+class StandInMLLM:
+    """Layer `informed` carries the target's features, linearly mixed, plus noise; the others carry noise alone.
+
+    With `informed=None` no layer carries anything: all tokens of all images are the same.
+    """
+
+    name = "stand-in"
+    revision = None
+    hidden_size = WIDTH
+    device = torch.device("cpu")
+    builder = staticmethod(build_inputs)
+
+    def __init__(self, num_layers: int = 4, informed: int | None = 2, noise: float = 0.3) -> None:
+        self.num_layers = num_layers
+        self.informed = informed
+        self.noise = noise
+        self.random = torch.Generator().manual_seed(11)
+        self.mix = torch.randn(FEATURES, WIDTH, generator=torch.Generator().manual_seed(5)) / FEATURES**0.5
+
+    def has_vision_layer(self) -> bool:
+        return False
+
+    def width(self, layer: int) -> int:
+        return WIDTH
+
+    def visit(self, inputs: KnownInputs, visitor, layers, *, tokens: str = "all") -> None:  # type: ignore[no-untyped-def]
+        batch = len(inputs.features)
+        mask = torch.ones(batch, TOKENS, dtype=torch.bool)
+        with torch.no_grad():
+            for layer in layers:
+                states = torch.ones(batch, TOKENS, WIDTH)
+                if self.informed is not None:
+                    states = self.noise * torch.randn(batch, TOKENS, WIDTH, generator=self.random)
+                if layer == self.informed:
+                    states = states + inputs.features @ self.mix
+                visitor(layer, states, mask)
