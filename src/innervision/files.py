@@ -1,6 +1,5 @@
-"""Files written so that a reader never finds half of one, and folders of weights recognised again."""
+"""Files written so that a reader never finds half of one."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,9 +9,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from innervision.errors import InnerVisionError
-
-SAMPLE = 1 << 16
-"""Bytes at both ends of a file that go into a fingerprint."""
 
 
 @contextmanager
@@ -42,23 +38,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InnerVisionError(f"cannot write {path}: {reason}") from error
-
-
-def fingerprint(folder: str | Path) -> str:
-    """Give a short hash of a model folder: the configuration, and size and both ends of every weight file.
-
-    It tells one checkpoint from another wherever the folder lies, without reading gigabytes.
-    """
-    digest = hashlib.sha256()
-    kinds = (".json", ".safetensors", ".bin", ".pth", ".pt")
-    for path in sorted(file for file in Path(folder).rglob("*") if file.suffix in kinds):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(SAMPLE))
-            file.seek(max(0, size - SAMPLE))
-            digest.update(file.read(SAMPLE))
-    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def _umask() -> int:

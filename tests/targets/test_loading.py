@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 import innervision.targets
 from innervision.errors import InnerVisionError
+from innervision.identity import fingerprint
 from innervision.targets import load_targets, parse_target
 from innervision.targets.target import Target
 from tiny_experts import save_tiny_backbone, save_tiny_depth, save_tiny_gen, save_tiny_seg
@@ -109,8 +110,8 @@ class TestSpecs:
         self, targets: dict[str, Target], folders: dict[str, Path]
     ) -> None:
         assert tuple(targets) == KINDS
-        assert [t.expert for t in targets.values()] == [str(folders[kind]) for kind in KINDS]
-        assert [t.revision for t in targets.values()] == [None] * 4
+        assert [t.expert for t in targets.values()] == [folders[kind].name for kind in KINDS]
+        assert [t.revision for t in targets.values()] == [fingerprint(folders[kind]) for kind in KINDS]
 
 
 @pytest.mark.parametrize("kind", KINDS)

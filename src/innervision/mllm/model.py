@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from transformers import (
 
 from innervision.config import VISION
 from innervision.errors import InnerVisionError
-from innervision.files import fingerprint
+from innervision.identity import hub_commit, identify
 from innervision.mllm.architecture import (
     Decoder,
     before_inner_projector,
@@ -106,6 +105,7 @@ class MLLM:
             config = AutoConfig.from_pretrained(name, **source)
             if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
                 raise ValueError(f"a {config.model_type} model is not an image-text model of Transformers")
+            source["revision"] = hub_commit(name, revision)
             processor = AutoProcessor.from_pretrained(name, **source)
             if random_weights == "all":
                 with fixed_seed(seed):
@@ -117,11 +117,11 @@ class MLLM:
                 model = _load_weights(name, dtype, device, quantization, source)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             raise InnerVisionError(f"cannot load the MLLM {name!r}: {_first_sentence(error)}") from error
-        if Path(name).is_dir():
-            name, revision = Path(name).resolve().name, fingerprint(name)
-        mllm = cls(
-            model, processor, name=name, revision=getattr(model.config, "_commit_hash", None) or revision
-        )
+        name, revision = identify(name, source["revision"])
+        if random_weights:
+            part = "all" if random_weights == "all" else "llm"
+            revision = f"{revision or ''} random {part}, seed {seed}".lstrip()
+        mllm = cls(model, processor, name=name, revision=revision)
         if random_weights is True:
             mllm.randomize_decoder(seed)
         return mllm
@@ -320,7 +320,7 @@ def split_by_image(features: Tensor, inputs: Inputs) -> list[Tensor] | None:
 
 def default_device() -> torch.device:
     """Give the accelerator of this machine, or the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 @contextmanager

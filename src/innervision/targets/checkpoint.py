@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig
-from transformers.utils import CONFIG_NAME, extract_commit_hash
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from innervision.errors import InnerVisionError
+from innervision.identity import hub_commit
 
 
 @dataclass
@@ -38,7 +38,8 @@ class Checkpoint:
             raise InnerVisionError(
                 f"{self.expert} is a {config.model_type!r} model, but a {model_type!r} model is needed here"
             )
-        self._pin(f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME)
+        file = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
+        self.revision = hub_commit(self.expert, self.revision, file)
         return config
 
     def load_model(
@@ -77,13 +78,6 @@ class Checkpoint:
                 trust_remote_code=False,
                 **settings,
             )
-
-    def _pin(self, file: str) -> None:
-        """Replace the revision of a model on the Hub by the commit whose `file` is now in the cache."""
-        if not Path(self.expert).exists():
-            cached = try_to_load_from_cache(self.expert, file, revision=self.revision)
-            if isinstance(cached, str):
-                self.revision = extract_commit_hash(cached, None)
 
     @contextmanager
     def _loading(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
 from innervision.errors import InnerVisionError
+from innervision.identity import identify
 from innervision.targets.checkpoint import Checkpoint
 
 
@@ -134,7 +135,8 @@ class Target(nn.Module, ABC):
             raise InnerVisionError(f"{cls.name} has no default expert; name one: {cls.name}=ID_OR_PATH")
         checkpoint = Checkpoint(expert, revision)
         module, random_weights, preparer = cls.read(checkpoint, size)
-        target = cls(module, preparer, expert=expert, revision=checkpoint.revision, dtype=dtype)
+        name, commit = identify(expert, checkpoint.revision)
+        target = cls(module, preparer, expert=name, revision=commit, dtype=dtype)
         target.check_weights(random_weights)
         return target.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
 

@@ -53,7 +53,6 @@ def write_scenes(
         )
     _claim(out, {"version": VERSION, "seed": seed, "size": size, **counts})
     finished = out / ("da2k/annotations.json" if val else "annotations/panoptic_train2017.json")
-    parts = out / ".parts"
     if not finished.exists():
         tasks = [
             (out, split, index, min(_CHUNK, first + counts[split] - index), seed, size)
@@ -63,8 +62,10 @@ def write_scenes(
         with tqdm(total=train + val, unit="scene", disable=not progress) as bar:
             for written in _run(tasks, workers):
                 bar.update(written)
+        for left_behind in out.rglob(".[0-9]*-*"):  # temporary files of a call that was killed
+            left_behind.unlink()
         _write_annotations(out, counts)
-    shutil.rmtree(parts, ignore_errors=True)
+    shutil.rmtree(out / ".parts", ignore_errors=True)
 
 
 @cache
@@ -160,7 +161,7 @@ def _claim(out: Path, settings: dict[str, int]) -> None:
                 f"{out} holds scenes with other settings ({found}, not {settings}): "
                 "choose another folder or delete this one"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and not (out.is_dir() and all(p.name.startswith(".scenes-") for p in out.iterdir())):
         raise InnerVisionError(f"{out} holds something other than scenes: choose an empty folder")
     else:
         with atomic_write(marker) as path:

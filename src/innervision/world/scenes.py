@@ -389,7 +389,7 @@ def _fits(new: SceneObject, others: list[SceneObject], setting: _Setting, camera
         touching = reach + _BOUND[other.shape] * other.radius
         if _dot(apart, apart) < touching * touching:
             return False
-        hiding = 0.64 * (in_pixels + camera.focal * other.radius / other.depth)
+        hiding = 0.6 * (in_pixels + camera.focal * other.radius / other.depth)
         down, aside = new.pixel[0] - other.pixel[0], new.pixel[1] - other.pixel[1]
         if down * down + aside * aside < hiding * hiding:
             return False
