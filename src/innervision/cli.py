@@ -61,9 +61,8 @@ def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
     from innervision.report.tables import format_table, read_scores, summarize
 
     path = evaluate.evaluate_similarity(options.run, settings, overwrite=options.overwrite)
-    summary = summarize(read_scores(Path(options.run)))
-    for target in summary["target"].unique():
-        print(format_table(summary, target), end="\n\n")
+    scores = read_scores(Path(options.run))
+    print(format_table(summarize(scores), scores["target"].unique()), end="\n\n")
     print(path)
     print(f"next: innervision plot {options.run} --out figure.png")
 
@@ -72,7 +71,9 @@ def plot(parser: ArgumentParser, options: Namespace) -> None:
     """Draw the curves of one or several runs by layer, as PNG and PDF."""
     from innervision.report.figures import plot_curves
 
-    for path in plot_curves([Path(run) for run in options.runs], Path(options.out), options.metrics):
+    for path in plot_curves(
+        [Path(run) for run in options.runs], Path(options.out), options.metrics.split(",")
+    ):
         print(path)
 
 
@@ -123,7 +124,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
         "runs", nargs="+", metavar="RUN", help="Folders of scored runs; each becomes a curve."
     )
     plotter.add_argument("--out", required=True, help="Where the figure goes; PNG and PDF are written both.")
-    plotter.add_argument("--metrics", type=list[str] | None, help="Scores to draw, one row of panels each.")
+    plotter.add_argument(
+        "--metrics", default="cosine,centred_cosine", help="Scores to draw, one row of panels each."
+    )
     commands.add_subcommand("plot", plotter, help=plot.__doc__)
 
     demonstrator = _leaf(demo)

@@ -205,7 +205,7 @@ def test_the_same_score_twice_is_an_error():
 
 
 def lines_of(scores: pd.DataFrame, target: str = "depth") -> list[list[str]]:
-    return [line.split() for line in format_table(summarize(scores), target).splitlines()]
+    return [line.split() for line in format_table(summarize(scores), [target]).splitlines()]
 
 
 def test_a_table_reads_from_vision_to_the_floors():
@@ -232,21 +232,27 @@ def test_a_table_reads_from_vision_to_the_floors():
 
 
 def test_every_word_of_a_table_is_explained_below_it():
-    text = format_table(summarize(SCORES), "depth")
+    text = format_table(summarize(SCORES), ["depth"])
     for word in ("probe", "shuffled", "mean", "[low, high]", "vision, 0", "avg", "cosine"):
         assert f"\n{word}  " in text
     assert "95% interval" in text
     assert "decoder layers, 1 to 2" in text
 
 
+def test_what_the_words_mean_stands_once_below_all_tables():
+    text = format_table(summarize(table(SCORES, rows([0.9, 0.9], target="seg"))), ["seg", "depth"])
+    assert text.index("seg: 2 images") < text.index("depth: 2 images")
+    assert text.count("95% interval") == 1
+
+
 def test_a_table_shows_its_target_alone():
-    text = format_table(summarize(table(SCORES, rows([0.999, 0.999], target="seg"))), "depth")
+    text = format_table(summarize(table(SCORES, rows([0.999, 0.999], target="seg"))), ["depth"])
     assert text.startswith("depth: 2 images")
     assert "0.999" not in text
 
 
 def test_each_protocol_has_a_table_of_its_own():
-    text = format_table(summarize(table(rows([0.1, 0.1]), rows([0.2, 0.2], protocol="paper"))), "depth")
+    text = format_table(summarize(table(rows([0.1, 0.1]), rows([0.2, 0.2], protocol="paper"))), ["depth"])
     paper, standard = text.split("depth: ")[1:]
     assert paper.startswith("2 images, paper protocol")
     assert "0.200 [0.200, 0.200]" in paper
@@ -271,7 +277,7 @@ def four_metrics(sign: float) -> pd.DataFrame:
 
 
 def test_four_metrics_stand_side_by_side_within_120_columns():
-    lines = format_table(summarize(four_metrics(1)), "depth").splitlines()
+    lines = format_table(summarize(four_metrics(1)), ["depth"]).splitlines()
     assert lines[2].split() == ["cosine", "token", "cosine", "centred", "cosine", "explained", "variance"]
     assert max(map(len, lines)) <= 120
     ends = {len(line) for line in lines[2:7]}  # from the header to the average
@@ -279,7 +285,7 @@ def test_four_metrics_stand_side_by_side_within_120_columns():
 
 
 def test_metrics_that_do_not_fit_go_below():
-    lines = format_table(summarize(four_metrics(-1)), "depth").splitlines()
+    lines = format_table(summarize(four_metrics(-1)), ["depth"]).splitlines()
     assert max(map(len, lines)) <= 120
     assert lines[2].split() == ["cosine", "token", "cosine", "centred", "cosine"]
     assert lines[9].split() == ["explained", "variance"]
@@ -298,7 +304,7 @@ def test_a_zero_has_no_sign():
 
 
 def test_images_that_differ_between_lines_are_counted_as_a_range():
-    text = format_table(summarize(table(rows([0.1, 0.2, 0.3]), rows([0.1, 0.2], layer=2))), "depth")
+    text = format_table(summarize(table(rows([0.1, 0.2, 0.3]), rows([0.1, 0.2], layer=2))), ["depth"])
     assert text.startswith("depth: 2 to 3 images")
 
 
@@ -308,4 +314,4 @@ def test_an_unknown_metric_goes_by_its_key():
 
 def test_an_unknown_target_names_those_there_are():
     with pytest.raises(InnerVisionError, match="no scores of the target 'gen', only of: depth"):
-        format_table(summarize(SCORES), "gen")
+        format_table(summarize(SCORES), ["gen"])

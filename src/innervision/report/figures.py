@@ -184,12 +184,17 @@ def _default_labels(runs: Sequence[Path]) -> list[str]:
 
 
 def _mllm(run: Path) -> str:
+    """Name a run's MLLM, a folder by its last part, and say where its weights are random."""
     try:
-        return str(yaml.safe_load((run / "run.yaml").read_text())["mllm"])
+        settings = yaml.safe_load((run / "run.yaml").read_text())
+        name = str(settings["mllm"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise InnerVisionError(
             f"{run / 'run.yaml'} does not name its mllm. Give labels for the runs."
         ) from error
+    name = Path(name).name if Path(name).is_absolute() or name.count("/") != 1 else name
+    part = {"llm": "random LLM", "all": "random weights"}.get(settings.get("random_weights"))
+    return f"{name}, {part}" if part else name
 
 
 def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: str, depth: int) -> None:

@@ -135,51 +135,62 @@ def _mean_with_ends(values: NDArray[np.float64], scored: NDArray[np.bool_]) -> N
     return result
 
 
-def format_table(summary: pd.DataFrame, target: str) -> str:
-    """Write one target's rows of `summarize` as plain text: a line per layer, the average, then the floors.
+def format_table(summary: pd.DataFrame, targets: Iterable[str]) -> str:
+    """Write rows of `summarize` as plain text: for each target a line per layer, the average, then the floors.
 
-    Lines are at most 120 characters long: metrics that do not fit follow below.
+    What the words mean stands once, below. Lines are at most 120 characters long: metrics that do not fit follow
+    below.
 
     Raises:
-        InnerVisionError: the summary does not hold this target.
+        InnerVisionError: the summary does not hold one of the targets.
     """
-    chosen = summary[summary["target"] == target]
-    if chosen.empty:
-        known = ", ".join(summary["target"].unique())
-        raise InnerVisionError(f"there are no scores of the target {target!r}, only of: {known}")
-    return "\n\n".join(_format_protocol(rows) for _, rows in chosen.groupby("protocol"))
+    known = list(summary["target"].unique())
+    if unknown := [target for target in targets if target not in known]:
+        raise InnerVisionError(
+            f"there are no scores of the target {unknown[0]!r}, only of: {', '.join(known)}"
+        )
+    chosen = [summary[summary["target"] == target] for target in targets]
+    tables = [_format_protocol(rows) for table in chosen for _, rows in table.groupby("protocol")]
+    return "\n\n".join([*tables, _explain(pd.concat(chosen))])
 
 
 def _format_protocol(rows: pd.DataFrame) -> str:
     metrics = _in_order(rows["metric"], METRICS)
     sources = _in_order(rows["source"], SOURCES)
-    layers = sorted(int(layer) for layer in rows["layer"].dropna().unique())
-    decoder = [layer for layer in layers if layer >= 1]
+    layers = _layers(rows)
     images = f"{rows['images'].min():,}"
     if rows["images"].nunique() > 1:
         images += f" to {rows['images'].max():,}"
-
     lines: list[Line] = [("vision" if layer == -1 else str(layer), "probe", layer) for layer in layers]
-    lines += [("avg", "probe", None)] if decoder else []
+    lines += [("avg", "probe", None)] if layers[-1:] > [0] else []
     lines += [(source, source, None) for source in sources if source not in ("probe", "shuffled")]
     blocks = [_metric_block(metric, rows[rows["metric"] == metric], lines) for metric in metrics]
 
-    notes = {source: SOURCES.get(source, "") for source in sources}
-    notes["[low, high]"] = "95% interval of the mean over the images (bootstrap)"
-    if layers and layers[0] < 1:
-        notes["vision, 0"] = "the output of the vision tower, and the embeddings that enter the decoder"
-    if decoder:
-        notes["avg"] = f"average over the decoder layers, {decoder[0]} to {decoder[-1]}"
-    notes |= dict(METRICS[metric] for metric in metrics if metric in METRICS)
     return "\n".join(
         [
             f"{rows['target'].iloc[0]}: {images} images, {rows['protocol'].iloc[0]} protocol",
             "",
             _side_by_side(["", "layer", *(label for label, _, _ in lines)], blocks),
-            "",
-            *(f"{name:<18}  {meaning}" for name, meaning in notes.items()),
         ]
     )
+
+
+def _explain(rows: pd.DataFrame) -> str:
+    """Say what the words of the tables mean."""
+    notes = {source: SOURCES.get(source, "") for source in _in_order(rows["source"], SOURCES)}
+    notes["[low, high]"] = "95% interval of the mean over the images (bootstrap)"
+    layers = _layers(rows)
+    decoder = [layer for layer in layers if layer >= 1]
+    if layers and layers[0] < 1:
+        notes["vision, 0"] = "the output of the vision tower, and the embeddings that enter the decoder"
+    if decoder:
+        notes["avg"] = f"average over the decoder layers, {decoder[0]} to {decoder[-1]}"
+    notes |= dict(METRICS[metric] for metric in _in_order(rows["metric"], METRICS) if metric in METRICS)
+    return "\n".join(f"{name:<18}  {meaning}" for name, meaning in notes.items())
+
+
+def _layers(rows: pd.DataFrame) -> list[int]:
+    return sorted(int(layer) for layer in rows["layer"].dropna().unique())
 
 
 def _metric_block(metric: str, rows: pd.DataFrame, lines: list[Line]) -> list[str]:
