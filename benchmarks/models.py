@@ -81,8 +81,7 @@ def build(size: Size, device: torch.device, every: int = 1) -> Bench:
         probe = ProbeSettings(dim_head=32 // size.narrower)
         banks = {target.name: ProbeBank(mllm, target, layers, probe) for target in targets}
         pixels = {
-            target.name: torch.randn(size.batch, 3, target.preparer.height, target.preparer.width)
-            for target in targets
+            target.name: torch.randn(size.batch, 3, target.preparer.height, target.preparer.width) for target in targets
         }
         batch = Batch([str(i) for i in range(size.batch)], make_inputs(mllm, size.batch), pixels, bad=[])
     settings = TrainSettings(mllm="", images="", out="")

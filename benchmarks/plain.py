@@ -21,8 +21,7 @@ class PlainLearner:
         """Make an optimizer for each target's probes."""
         self.bench = bench
         self.optimizers = [
-            torch.optim.AdamW(bank.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-            for bank in bench.banks.values()
+            torch.optim.AdamW(bank.parameters(), lr=1e-3, weight_decay=0.0, fused=True) for bank in bench.banks.values()
         ]
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # matrices in bfloat16, as plain code has
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stand_ins import KnownTarget, StandInMLLM, write_noise_images
 
 from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings
 from innervision.evaluate import evaluate_similarity
 from innervision.report.tables import summarize
 from innervision.train import fit
+from stand_ins import KnownTarget, StandInMLLM, write_noise_images
 
 
 def curve(tmp_path: Path, mllm: StandInMLLM, positions: bool = False) -> pd.DataFrame:
@@ -74,6 +74,7 @@ def test_tokens_that_carry_nothing_leave_every_probe_at_the_floor(tmp_path: Path
 
 def test_the_mean_floor_is_the_mean_of_the_training_features(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
+
     from stand_ins import features_of, to_pixels
 
     curve(tmp_path, StandInMLLM(num_layers=1, informed=1))

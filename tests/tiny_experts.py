@@ -116,9 +116,7 @@ def save_tiny_gen(folder: Path, seed: int = 0, *, whole: bool = False) -> Path:
     )
     with _seeded(seed):
         encoder = hf.CLIPVisionModelWithProjection(encoder_config)
-    feature_extractor = hf.CLIPImageProcessor(
-        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
-    )
+    feature_extractor = hf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     encoder.save_pretrained(folder / "image_encoder")
     feature_extractor.save_pretrained(folder / "feature_extractor")
     if whole:
@@ -234,9 +232,7 @@ def _clip_tokenizer() -> hf.CLIPTokenizer:
     """CLIP's tokenizer without merges: a token a byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     entries = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    return hf.CLIPTokenizer(
-        vocab={entry: i for i, entry in enumerate(entries)}, merges=[], model_max_length=77
-    )
+    return hf.CLIPTokenizer(vocab={entry: i for i, entry in enumerate(entries)}, merges=[], model_max_length=77)
 
 
 @contextmanager

@@ -112,8 +112,7 @@ def qwen2_vl() -> Pair:
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 7}
     config = hf.Qwen2VLConfig(
         vision_config=vision | {"initializer_range": 0.2},
-        text_config=_text(tokenizer)
-        | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+        text_config=_text(tokenizer) | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
         **_qwen_ids(tokenizer),
     )
     return hf.Qwen2VLForConditionalGeneration(config), _qwen_processor(hf.Qwen2VLProcessor, tokenizer)
@@ -135,8 +134,7 @@ def qwen2_5_vl() -> Pair:
     }
     config = hf.Qwen2_5_VLConfig(
         vision_config=vision,
-        text_config=_text(tokenizer)
-        | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+        text_config=_text(tokenizer) | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
         **_qwen_ids(tokenizer),
     )
     return hf.Qwen2_5_VLForConditionalGeneration(config), _qwen_processor(hf.Qwen2_5_VLProcessor, tokenizer)
@@ -183,9 +181,7 @@ def internvl() -> Pair:
 
 def smolvlm() -> Pair:
     """Rows and columns of tiles, each announced by a tag, then the whole image; padded with empty images."""
-    tokenizer = _tokenizer(
-        "<|im_start|>", "<end_of_utterance>", "<|im_end|>", _IDEFICS3_TOKENS, _IDEFICS3_TAGS
-    )
+    tokenizer = _tokenizer("<|im_start|>", "<end_of_utterance>", "<|im_end|>", _IDEFICS3_TOKENS, _IDEFICS3_TAGS)
     config = hf.SmolVLMConfig(
         vision_config=_vision(image_size=42),
         text_config=hf.LlamaConfig(**_text(tokenizer)),
@@ -193,9 +189,7 @@ def smolvlm() -> Pair:
         pad_token_id=tokenizer.pad_token_id,
         scale_factor=2,
     )
-    processing_smolvlm.num2words = (
-        processing_smolvlm.num2words or str
-    )  # it spells out numbers of video frames
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str  # it spells out numbers of video frames
     processor = hf.SmolVLMProcessor(
         hf.SmolVLMImageProcessor(size={"longest_edge": 84}, max_image_size={"longest_edge": 42}),
         tokenizer,
@@ -268,9 +262,7 @@ def gemma3() -> Pair:
         chat_template="{{ bos_token }}" + _GEMMA_CHAT,
     )
     model = hf.Gemma3ForConditionalGeneration(config)
-    _draw(
-        model.model.multi_modal_projector.mm_input_projection_weight
-    )  # starts at zero: the model would be blind
+    _draw(model.model.multi_modal_projector.mm_input_projection_weight)  # starts at zero: the model would be blind
     return model, processor
 
 
@@ -281,8 +273,7 @@ def idefics2() -> Pair:
     perceiver = {"hidden_size": 32, "resampler_n_latents": 8, "resampler_depth": 2, "resampler_n_heads": 4}
     config = hf.Idefics2Config(
         vision_config=_vision(image_size=42),
-        perceiver_config=perceiver
-        | {"resampler_head_dim": 8, "num_key_value_heads": 2, "initializer_range": 0.2},
+        perceiver_config=perceiver | {"resampler_head_dim": 8, "num_key_value_heads": 2, "initializer_range": 0.2},
         text_config=hf.MistralConfig(**_text(tokenizer), sliding_window=None),
         image_token_id=tokenizer.image_token_id,
     )
@@ -330,9 +321,7 @@ def aya_vision() -> Pair:
         image_token_index=tokenizer.patch_token_id,
     )
     processor = hf.AyaVisionProcessor(
-        hf.GotOcr2ImageProcessor(
-            size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=4
-        ),
+        hf.GotOcr2ImageProcessor(size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=4),
         tokenizer,
         patch_size=7,
         downsample_factor=2,
@@ -385,9 +374,7 @@ def mllama() -> Pair:
     named = {"image_token": "<|image|>"}  # the last entry: its id is the size of the vocabulary
     tokenizer = _tokenizer("<|begin_of_text|>", "<|eot_id|>", "<|pad|>", named, tags, add_bos=True)
     text = _text(tokenizer) | {"vocab_size": tokenizer.image_token_id, "cross_attention_layers": [1, 3]}
-    vision = _vision(
-        image_size=28, num_global_layers=1, intermediate_layers_indices=[0, 1], vision_output_dim=48
-    )
+    vision = _vision(image_size=28, num_global_layers=1, intermediate_layers_indices=[0, 1], vision_output_dim=48)
     vision["attention_heads"] = vision.pop("num_attention_heads")
     model = hf.MllamaForConditionalGeneration(
         hf.MllamaConfig(vision_config=vision, text_config=text, image_token_index=tokenizer.image_token_id)
@@ -475,14 +462,11 @@ def glm4v() -> Pair:
         "video_start_token": "<|begin_of_video|>",
         "video_end_token": "<|end_of_video|>",
     }
-    tokenizer = _tokenizer(
-        None, "<|endoftext|>", "<|endoftext|>", named, ["[gMASK]", "<|user|>", "<|assistant|>"]
-    )
+    tokenizer = _tokenizer(None, "<|endoftext|>", "<|endoftext|>", named, ["[gMASK]", "<|user|>", "<|assistant|>"])
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "num_heads": 2}
     config = hf.Glm4vConfig(
         vision_config=vision | {"image_size": 28, "patch_size": 7, "initializer_range": 0.2},
-        text_config=_text(tokenizer)
-        | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+        text_config=_text(tokenizer) | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
         **{f"{name}_id": getattr(tokenizer, f"{name}_id") for name in named},
     )
     size = {"shortest_edge": 28 * 28, "longest_edge": 2 * 84 * 84}  # in pixels of area, both frames together
@@ -559,9 +543,7 @@ def ovis2() -> Pair:
         hidden_size=32,
     )
     processor = hf.Ovis2Processor(
-        hf.Ovis2ImageProcessor(
-            size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=4
-        ),
+        hf.Ovis2ImageProcessor(size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=4),
         tokenizer,
         chat_template=_chatml("<image>\n"),
         image_seq_length=16,
@@ -614,9 +596,7 @@ def _tokenizer(
     words = "Describe the image in two lines . What is this ? user assistant User Assistant USER : \n\n"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     entries = [word.replace("\n", "Ċ") for word in words.split(" ")]
-    vocab = {
-        entry: i for i, entry in enumerate(dict.fromkeys([*alphabet, *entries, *("Ġ" + e for e in entries)]))
-    }
+    vocab = {entry: i for i, entry in enumerate(dict.fromkeys([*alphabet, *entries, *("Ġ" + e for e in entries)]))}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -672,9 +652,7 @@ def _chatml(image: str) -> str:
 
 
 _USER_ASSISTANT = _chat("USER: ", "<image>\n", " ", reply="ASSISTANT:")
-_GEMMA_CHAT = _chat(
-    "<start_of_turn>{role}\n", "<start_of_image>", "<end_of_turn>\n", reply="<start_of_turn>model\n"
-)
+_GEMMA_CHAT = _chat("<start_of_turn>{role}\n", "<start_of_image>", "<end_of_turn>\n", reply="<start_of_turn>model\n")
 _IDEFICS_CHAT = _chat("User:", "<image>", "<end_of_utterance>\n", reply="Assistant:")
 _IDEFICS3_TOKENS = {
     "image_token": "<image>",

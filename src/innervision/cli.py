@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,7 @@ def plot(parser: ArgumentParser, options: Namespace) -> None:
     """Draw the curves of one or several runs by layer, as PNG and PDF."""
     from innervision.report.figures import plot_curves
 
-    for path in plot_curves(
-        [Path(run) for run in options.runs], Path(options.out), options.metrics.split(",")
-    ):
+    for path in plot_curves([Path(run) for run in options.runs], Path(options.out), options.metrics.split(",")):
         print(path)
 
 
@@ -120,13 +119,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     tasks.add_subcommand("similarity", similarity, help=evaluate_similarity.__doc__)
 
     plotter = _leaf(plot)
-    plotter.add_argument(
-        "runs", nargs="+", metavar="RUN", help="Folders of scored runs; each becomes a curve."
-    )
+    plotter.add_argument("runs", nargs="+", metavar="RUN", help="Folders of scored runs; each becomes a curve.")
     plotter.add_argument("--out", required=True, help="Where the figure goes; PNG and PDF are written both.")
-    plotter.add_argument(
-        "--metrics", default="cosine,centred_cosine", help="Scores to draw, one row of panels each."
-    )
+    plotter.add_argument("--metrics", default="cosine,centred_cosine", help="Scores to draw, one row of panels each.")
     commands.add_subcommand("plot", plotter, help=plot.__doc__)
 
     demonstrator = _leaf(demo)
@@ -156,7 +151,7 @@ def _leaf(function: Command) -> ArgumentParser:
 
 
 def _settings(parser: ArgumentParser, kind: type, options: Namespace) -> Any:
-    values = {name: options[name] for name in kind.__dataclass_fields__}
+    values = {field.name: options[field.name] for field in fields(kind)}
     try:
         if "probe" in values:
             values["probe"] = ProbeSettings(**dict(values["probe"]))

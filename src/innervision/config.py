@@ -107,9 +107,7 @@ class TrainSettings:
         for name in ("workers", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, as {getattr(self, name)} is")
         for name in ("warmup", "max_bad"):
-            require(
-                0 <= getattr(self, name) <= 1, f"{name} is a share from 0 to 1, not {getattr(self, name)}"
-            )
+            require(0 <= getattr(self, name) <= 1, f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         require(self.clip is None or self.clip > 0, f"clip must be above 0, not {self.clip}")
         require(
             not (self.quantization and self.random_weights != "none"),
@@ -155,9 +153,7 @@ def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
             return sorted({*range(0, num_layers + 1, int(text.removeprefix("every:"))), num_layers})
         layers = sorted({VISION if part.strip() == "vision" else int(part) for part in text.split(",")})
     except ValueError:
-        raise InnerVisionError(
-            f"layers={text!r} is not all, decoder, every:N or a list such as vision,0,8"
-        ) from None
+        raise InnerVisionError(f"layers={text!r} is not all, decoder, every:N or a list such as vision,0,8") from None
     lowest = VISION if has_vision else 0
     if wrong := [layer for layer in layers if not lowest <= layer <= num_layers]:
         raise InnerVisionError(

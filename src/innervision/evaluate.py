@@ -92,8 +92,7 @@ def evaluate_similarity(
     if mllm is None or targets is None:
         mllm, targets = load_models(trained, settings.device)
     banks = {
-        target.name: ProbeBank.load(run.probes(target.name), mllm, target).to(mllm.device).eval()
-        for target in targets
+        target.name: ProbeBank.load(run.probes(target.name), mllm, target).to(mllm.device).eval() for target in targets
     }
     order = _batches(len(images), settings.batch_size)
     batches = batches_of(images, order, mllm, trained.prompt, targets)
@@ -154,9 +153,7 @@ class ScoreTable:
         if other == self.plan:
             return True
         if not overwrite:
-            differences = "; ".join(
-                f"{key}: {other.get(key)}" for key in self.plan if other.get(key) != self.plan[key]
-            )
+            differences = "; ".join(f"{key}: {other.get(key)}" for key in self.plan if other.get(key) != self.plan[key])
             raise InnerVisionError(
                 f"{self.path} holds scores made otherwise ({differences}); add --overwrite to replace them"
             )
@@ -184,9 +181,7 @@ class ScoreTable:
             "source": [score.source for score in scores],
             "metric": [score.metric for score in scores],
             "protocol": [PROTOCOL] * len(scores),
-            "value": torch.stack([score.values for score in scores]).flatten().cpu().numpy()
-            if scores
-            else [],
+            "value": torch.stack([score.values for score in scores]).flatten().cpu().numpy() if scores else [],
         }
         each = np.arange(len(scores)).repeat(len(images))
         arrays = [

@@ -66,9 +66,7 @@ class RunFolder:
                     f"{self.path} holds a run already: add --resume to go on with it, or use another --out"
                 )
             differing = [
-                name
-                for name in changed(asdict(self.settings()), asdict(settings))
-                if name not in FREE_TO_CHANGE
+                name for name in changed(asdict(self.settings()), asdict(settings)) if name not in FREE_TO_CHANGE
             ]
             if differing:
                 raise InnerVisionError(

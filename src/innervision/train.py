@@ -6,9 +6,9 @@ innervision train --mllm llava-hf/llava-1.5-7b-hf --targets depth,seg,gen --imag
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -114,11 +114,7 @@ def fit(
             log.write(json.dumps(line) + "\n")
             log.flush()
             track(
-                {
-                    f"{name}/{layer}": loss
-                    for name, by_layer in losses.items()
-                    for layer, loss in by_layer.items()
-                },
+                {f"{name}/{layer}": loss for name, by_layer in losses.items() for layer, loss in by_layer.items()},
                 learner.step,
             )
             bar.set_postfix(
@@ -179,9 +175,7 @@ class Learner:
         self.count = 0
         """Images whose features are in `totals`."""
         self.totals = {
-            name: torch.zeros_like(
-                bank.mean, dtype=torch.float64 if mllm.device.type != "mps" else torch.float32
-            )
+            name: torch.zeros_like(bank.mean, dtype=torch.float64 if mllm.device.type != "mps" else torch.float32)
             for name, bank in banks.items()
         }
         """Sum of each target's features over the images seen."""
@@ -289,9 +283,7 @@ class Learner:
     def _start_step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.step_size = 0
-        self.losses: dict[str, dict[int, Any]] = {
-            name: dict.fromkeys(self.layers, 0.0) for name in self.banks
-        }
+        self.losses: dict[str, dict[int, Any]] = {name: dict.fromkeys(self.layers, 0.0) for name in self.banks}
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -299,14 +291,17 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu")
 
 
+@dataclass
+class StopRequest:
+    """Whether the user asked to stop."""
+
+    asked: bool = False
+
+
 @contextmanager
-def stop_signals():  # type: ignore[no-untyped-def]
-    """Turn the first Ctrl-C or SIGTERM into `stop.asked = True`; a second one acts as usual."""
-
-    class Stop:
-        asked = False
-
-    stop = Stop()
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C or SIGTERM into `asked = True`; a second one acts as usual."""
+    stop = StopRequest()
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -315,8 +310,8 @@ def stop_signals():  # type: ignore[no-untyped-def]
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, ask)
     except ValueError:  # not in the main thread, where signals do not arrive
         pass
     try:

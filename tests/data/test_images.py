@@ -34,9 +34,7 @@ def one_row(mode: str, pixels: list) -> Image.Image:
     return image
 
 
-def write_png(
-    path: Path, width: int, height: int, bits: int, colour: int, data: bytes, **chunks: bytes
-) -> Path:
+def write_png(path: Path, width: int, height: int, bits: int, colour: int, data: bytes, **chunks: bytes) -> Path:
     """Write what Pillow does not: `bits` per channel, `colour` 0 grey or 2 RGB, `data` by scan lines."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     content = {"IHDR": header, **chunks, "IDAT": zlib.compress(data), "IEND": b""}
@@ -88,10 +86,7 @@ def test_palette_is_looked_up(tmp_path: Path) -> None:
 def test_ycbcr_follows_the_jfif_formula(tmp_path: Path) -> None:
     one_row("YCbCr", [(76, 85, 255), (128, 128, 128)]).save(tmp_path / "a.tif")
     red, grey = row(tmp_path / "a.tif")
-    assert (
-        np.abs(np.array(red) - (76 + 1.402 * 127, 76 + 0.344136 * 43 - 0.714136 * 127, 76 - 1.772 * 43)).max()
-        < 2
-    )
+    assert np.abs(np.array(red) - (76 + 1.402 * 127, 76 + 0.344136 * 43 - 0.714136 * 127, 76 - 1.772 * 43)).max() < 2
     assert grey == (128, 128, 128)
 
 
@@ -139,9 +134,7 @@ def test_premultiplied_grey_shows_white(tmp_path: Path) -> None:
     plain = tmp_path / "plain.tif"
     one_row("LA", [(10, 0), (10, 255), (0, 51)]).save(plain)
     extra_samples = struct.pack("<HHI", 338, 3, 1)
-    data = plain.read_bytes().replace(
-        extra_samples + b"\x02\0", extra_samples + b"\x01\0"
-    )  # 1: premultiplied
+    data = plain.read_bytes().replace(extra_samples + b"\x02\0", extra_samples + b"\x01\0")  # 1: premultiplied
     (tmp_path / "a.tif").write_bytes(data)
     with Image.open(tmp_path / "a.tif") as image:
         assert image.mode == "La"
@@ -268,9 +261,7 @@ def test_upright_image_is_not_turned_again(tmp_path: Path) -> None:
     assert image.info == {}
 
 
-@pytest.mark.parametrize(
-    "exif", [b"Exif\0\0no tags at all", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01", b"Exif\0\0"]
-)
+@pytest.mark.parametrize("exif", [b"Exif\0\0no tags at all", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01", b"Exif\0\0"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_exif_does_not_spoil_the_pixels(tmp_path: Path, exif: bytes) -> None:
     random_image().save(tmp_path / "plain.png")
@@ -318,9 +309,7 @@ def test_not_an_image(tmp_path: Path) -> None:
 
 def test_program_in_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "a.jpg", format="EPS")
-    monkeypatch.setattr(
-        "PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started")
-    )
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     assert reason(tmp_path / "a.jpg").startswith("not an image")
 
 

@@ -132,9 +132,7 @@ def test_unknown_split(coco: Path) -> None:
 
 
 def test_files_have_no_splits(coco: Path) -> None:
-    assert "only a COCO folder has splits" in error(
-        coco / "annotations" / "captions_train2017.json", "train2017"
-    )
+    assert "only a COCO folder has splits" in error(coco / "annotations" / "captions_train2017.json", "train2017")
 
 
 # COCO annotations
@@ -215,9 +213,7 @@ def test_annotations_before_the_images_are_skipped_over(tmp_path: Path) -> None:
     source = touch(tmp_path, "1.jpg") / "all.json"
     caption = 'a "quoted" text, {"images": [{"file_name": "2.jpg"}]}'
     content = {'a "key", {"images': 0, "annotations": [{"caption": caption, "images": ["2.jpg"]}]}
-    source.write_text(
-        json.dumps({**content, "images": [{"file_name": "1.jpg"}]}, indent=1), encoding="utf-8-sig"
-    )
+    source.write_text(json.dumps({**content, "images": [{"file_name": "1.jpg"}]}, indent=1), encoding="utf-8-sig")
     assert find_images(source).names == ["1.jpg"]
 
 
@@ -264,9 +260,7 @@ def test_links_within_the_folder_and_a_linked_image_folder_are_fine(tmp_path: Pa
 # Broken annotations
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", '{"images": [{"file_name": "1.jpg"}', "no JSON", '{"a": 1, }', "\xff"]
-)
+@pytest.mark.parametrize("text", ["", "{", '{"images": [{"file_name": "1.jpg"}', "no JSON", '{"a": 1, }', "\xff"])
 def test_unreadable_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "all.json").write_text(text, encoding="latin-1")
     assert "all.json is not valid JSON" in error(tmp_path / "all.json")
@@ -297,9 +291,7 @@ def test_annotations_without_images(tmp_path: Path) -> None:
 # Lists
 
 
-def test_list_keeps_its_order_and_starts_at_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_list_keeps_its_order_and_starts_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "set/b.jpg", "set/sub/a #1.jpg", "other/c.jpg", "other/d.jpg")
     lines = ["# chosen by hand", "sub/a #1.jpg", "", f"{tmp_path}/other/d.jpg", "  b.jpg ", "../other/c.jpg"]
     (tmp_path / "set" / "list.txt").write_text("\r\n".join(lines), encoding="utf-8-sig")
@@ -369,9 +361,7 @@ def test_unknown_kind_of_file(tmp_path: Path) -> None:
         ("captions_val2017", "val2017", 2),
     ],
 )
-def test_coco_sample_by_annotations_and_by_folder(
-    shared: Path, annotations: str, split: str, count: int
-) -> None:
+def test_coco_sample_by_annotations_and_by_folder(shared: Path, annotations: str, split: str, count: int) -> None:
     sample = shared / "coco-sample"
     source = sample / "annotations" / f"{annotations}.json"
     images = find_images(source)
@@ -379,8 +369,7 @@ def test_coco_sample_by_annotations_and_by_folder(
     assert images.missing == []
     assert sorted(images.names) == find_images(sample / split).names == find_images(sample, split).names
     sizes = {
-        image["file_name"]: (image["width"], image["height"])
-        for image in json.loads(source.read_text())["images"]
+        image["file_name"]: (image["width"], image["height"]) for image in json.loads(source.read_text())["images"]
     }
     for name, path in zip(images.names, images.paths, strict=True):
         assert read_image(path).size == sizes[name]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_mllms import save_tiny
 
 from innervision.config import VISION
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
+from tiny_mllms import save_tiny
 
 Load = Callable[[str], MLLM]
 
@@ -100,7 +100,7 @@ def test_missing_weights_are_refused(llava: Path, tmp_path: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     gone = next(key for key in weights if "layers.2.mlp" in key)
     save_file({k: v for k, v in weights.items() if k != gone}, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InnerVisionError, match="lacks 1 weights.*layers.2.mlp"):
+    with pytest.raises(InnerVisionError, match=r"lacks 1 weights.*layers\.2\.mlp"):
         MLLM.load(str(broken), device="cpu")
 
 

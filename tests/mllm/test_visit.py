@@ -46,14 +46,18 @@ def test_vision_states_of_a_batch_are_those_of_each_image_alone(
     mllm = load_family(family)
     together: list[Tensor] = []
     inputs = mllm.prepare(unequal_images, "Describe the image.")
-    mllm.visit(inputs, lambda _, states, mask: together.extend(s[m] for s, m in zip(states, mask)), [VISION])
+    mllm.visit(
+        inputs, lambda _, states, mask: together.extend(s[m] for s, m in zip(states, mask, strict=True)), [VISION]
+    )
     for image, states in zip(unequal_images, together, strict=True):
         alone = states_of(mllm, mllm.prepare([image], "Describe the image."), [VISION])[VISION][0]
         assert states.shape == (len(alone), mllm.width(VISION))
         torch.testing.assert_close(states, alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "smolvlm", "qwen2_vl", "qwen2_5_vl", "glm4v", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["llava", "llava_next", "internvl", "smolvlm", "qwen2_vl", "qwen2_5_vl", "glm4v", "gemma3"]
+)
 def test_projected_vision_states_are_the_image_tokens_of_layer_0(
     family: str, load_family: Load, unequal_images: Images
 ) -> None:

@@ -78,9 +78,7 @@ def test_metadata_says_what_the_bank_belongs_to(tmp_path: Path) -> None:
         (SomeMLLM(), SomeTarget(width=7), "width"),
     ],
 )
-def test_a_bank_of_another_model_is_refused(
-    tmp_path: Path, mllm: SomeMLLM, target: SomeTarget, named: str
-) -> None:
+def test_a_bank_of_another_model_is_refused(tmp_path: Path, mllm: SomeMLLM, target: SomeTarget, named: str) -> None:
     with pytest.raises(InnerVisionError, match=named):
         ProbeBank.load(saved(tmp_path), mllm, target)
 
@@ -130,9 +128,7 @@ def test_a_probes_first_weights_depend_on_nothing_but_seed_target_and_layer() ->
     others = [
         both.probes["1"].proj_in.weight,
         ProbeBank(SomeMLLM(), SomeTarget(), [2], SETTINGS, seed=4).probes["2"].proj_in.weight,
-        ProbeBank(SomeMLLM(), replace(SomeTarget(), name="seg"), [2], SETTINGS, seed=3)
-        .probes["2"]
-        .proj_in.weight,
+        ProbeBank(SomeMLLM(), replace(SomeTarget(), name="seg"), [2], SETTINGS, seed=3).probes["2"].proj_in.weight,
     ]
     assert not any(torch.equal(weights[0], other) for other in others)
 

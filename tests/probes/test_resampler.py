@@ -63,9 +63,7 @@ def test_bfloat16_is_that_of_the_original(shared: Path) -> None:
     torch.testing.assert_close(output, data["output"], atol=0.04, rtol=0.02)  # 2 to 3 units in the last place
 
 
-@pytest.mark.parametrize(
-    ("queries", "width", "millions"), [(576, 1024, 8.46), (576, 1536, 15.06), (1, 1024, 7.88)]
-)
+@pytest.mark.parametrize(("queries", "width", "millions"), [(576, 1024, 8.46), (576, 1536, 15.06), (1, 1024, 7.88)])
 def test_published_number_of_parameters(queries: int, width: int, millions: float) -> None:
     with torch.device("meta"):
         probe = Resampler(4096, queries, width, ProbeSettings())
@@ -93,9 +91,7 @@ def test_masked_tokens_change_nothing() -> None:
     changed = states.clone()
     changed[1, 8:] = 1e3
     torch.testing.assert_close(probe(states, mask), probe(changed, mask))
-    torch.testing.assert_close(
-        probe(states[1:, :8], mask[1:, :8]), probe(states, mask)[1:], atol=1e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(probe(states[1:, :8], mask[1:, :8]), probe(states, mask)[1:], atol=1e-6, rtol=1e-5)
     assert not torch.allclose(probe(states, everything(states))[1], probe(changed, everything(states))[1])
 
 

@@ -118,9 +118,7 @@ def test_the_band_is_the_bootstrap_interval(tmp_path):
     [band] = panel.collections[:1]
     low, high = bootstrap_interval(SPREAD)
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices.round(9)}
-    expected = {
-        (layer, round(level + end, 9)) for layer, level in ((1, 0.5), (2, 0.6)) for end in (low, high)
-    }
+    expected = {(layer, round(level + end, 9)) for layer, level in ((1, 0.5), (2, 0.6)) for end in (low, high)}
     assert expected <= corners
 
 
@@ -284,9 +282,7 @@ def test_a_run_without_scores_is_named(tmp_path):
 
 
 def test_an_unknown_metric_names_those_there_are(tmp_path):
-    with pytest.raises(
-        InnerVisionError, match="no scores of the metric 'cosin', only of: cosine, centred_cosine"
-    ):
+    with pytest.raises(InnerVisionError, match="no scores of the metric 'cosin', only of: cosine, centred_cosine"):
         curves_figure([make_run(tmp_path / "run")], "cosin")
 
 

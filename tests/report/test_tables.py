@@ -68,9 +68,7 @@ def test_scores_are_read_as_written(tmp_path):
 
 
 def test_a_missing_run_says_how_to_make_one(tmp_path):
-    with pytest.raises(
-        InnerVisionError, match=r"absent does not exist\. .*innervision train .*--out .*absent"
-    ):
+    with pytest.raises(InnerVisionError, match=r"absent does not exist\. .*innervision train .*--out .*absent"):
         read_scores(tmp_path / "absent")
 
 
@@ -91,9 +89,7 @@ def test_a_run_not_yet_evaluated_says_which_command_to_run(tmp_path, evaluation,
 def test_a_broken_file_is_not_a_score_table(tmp_path, content):
     run = write_run(tmp_path / "run", SCORES)
     (run / "scores/similarity.parquet").write_bytes(content)
-    with pytest.raises(
-        InnerVisionError, match=r"similarity\.parquet is not a score table.*evaluate similarity"
-    ):
+    with pytest.raises(InnerVisionError, match=r"similarity\.parquet is not a score table.*evaluate similarity"):
         read_scores(run)
 
 
@@ -263,11 +259,7 @@ def test_each_protocol_has_a_table_of_its_own():
 def four_metrics(sign: float) -> pd.DataFrame:
     metrics = ["explained_variance", "cosine", "centred_cosine", "token_cosine"]
     return table(
-        *(
-            rows([sign * 0.3, sign * 0.4], layer=layer, metric=metric)
-            for layer in (1, 32)
-            for metric in metrics
-        ),
+        *(rows([sign * 0.3, sign * 0.4], layer=layer, metric=metric) for layer in (1, 32) for metric in metrics),
         *(rows([-0.1, -0.2], layer=layer, source="shuffled", metric=metrics[0]) for layer in (1, 32)),
         *(rows([0.1, 0.2], layer=layer, source="shuffled", metric=metrics[1]) for layer in (1, 32)),
         *(rows([0.1, 0.2], layer=layer, source="shuffled", metric=metrics[2]) for layer in (1, 32)),

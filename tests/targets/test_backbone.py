@@ -73,9 +73,7 @@ def test_map_becomes_tokens_row_by_row(folders: dict[str, Path], noise: NoiseIma
 @pytest.mark.parametrize(
     ("family", "side"), [("dinov2", 56), ("clip", 56), ("siglip", 56), ("swin", 16), ("convnext", 16)]
 )
-def test_whole_image_is_squashed_to_the_processors_size(
-    folders: dict[str, Path], family: str, side: int
-) -> None:
+def test_whole_image_is_squashed_to_the_processors_size(folders: dict[str, Path], family: str, side: int) -> None:
     """Also where the processor itself would keep the aspect and crop the middle (DINOv2, CLIP, ConvNeXt)."""
     image = Image.new("RGB", (10 * side, side))
     image.paste((255, 255, 255), (0, 0, side, side))  # the first tenth is white
@@ -89,9 +87,7 @@ def test_whole_image_is_squashed_to_the_processors_size(
     assert (means[side // 10 + 2 :] < (black + white) / 2).all()
 
 
-def test_squash_is_the_processors_own_where_it_can_squash(
-    folders: dict[str, Path], noise: NoiseImage
-) -> None:
+def test_squash_is_the_processors_own_where_it_can_squash(folders: dict[str, Path], noise: NoiseImage) -> None:
     images = [noise(80, 50), noise(30, 90)]
     for family in ("dinov2", "siglip"):
         processor = hf.AutoImageProcessor.from_pretrained(folders[family])

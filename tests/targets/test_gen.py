@@ -52,9 +52,7 @@ def test_full_size_shape_and_parameters() -> None:
         projection_dim=1024,
     )
     with torch.device("meta"):
-        target = GenTarget(
-            hf.CLIPVisionModelWithProjection(config), Preparer(hf.CLIPImageProcessor(), 224, 224)
-        )
+        target = GenTarget(hf.CLIPVisionModelWithProjection(config), Preparer(hf.CLIPImageProcessor(), 224, 224))
         features = target.encode(torch.zeros(2, 3, 224, 224))
     assert features.shape == (2, 1, 1024)
     assert (target.num_tokens, target.width) == (1, 1024)

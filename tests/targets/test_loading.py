@@ -116,9 +116,7 @@ class TestSpecs:
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestEveryTarget:
-    def test_features_have_the_shape_it_says(
-        self, targets: dict[str, Target], noise: NoiseImage, kind: str
-    ) -> None:
+    def test_features_have_the_shape_it_says(self, targets: dict[str, Target], noise: NoiseImage, kind: str) -> None:
         target = targets[kind]
         features = target.encode([noise(90, 40), noise(30, 70), noise(64, 64)])
         assert features.shape == (3, target.num_tokens, target.width)
@@ -209,9 +207,7 @@ class TestEveryTarget:
         with pytest.raises(InnerVisionError, match="cannot load the expert"):
             load_targets([f"{kind}={folder}"])
 
-    def test_code_that_comes_with_an_expert_is_not_run(
-        self, broken: Callable[[str], Path], kind: str
-    ) -> None:
+    def test_code_that_comes_with_an_expert_is_not_run(self, broken: Callable[[str], Path], kind: str) -> None:
         folder = broken(kind)
         file = folder / CONFIG.get(kind, "config.json")
         config = json.loads(file.read_text()) | {
@@ -241,9 +237,7 @@ class TestEveryTarget:
         ("gen", "depth", "cannot load the expert"),
     ],
 )
-def test_model_of_the_wrong_class_is_refused(
-    folders: dict[str, Path], kind: str, other: str, message: str
-) -> None:
+def test_model_of_the_wrong_class_is_refused(folders: dict[str, Path], kind: str, other: str, message: str) -> None:
     with pytest.raises(InnerVisionError, match=message):
         load_targets([f"{kind}={folders[other]}"])
 

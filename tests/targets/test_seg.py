@@ -63,25 +63,17 @@ def test_full_size_shape_and_parameters() -> None:
     assert sum(p.numel() for p in target.parameters()) - stage_norms == pytest.approx(195.0e6, rel=2e-3)
 
 
-def test_image_is_squashed_to_768_and_enlarged_to_800(
-    target: SegTarget, noise: Callable[..., Image.Image]
-) -> None:
+def test_image_is_squashed_to_768_and_enlarged_to_800(target: SegTarget, noise: Callable[..., Image.Image]) -> None:
     """Pillow resizes the same way but for rounding: at most two grey levels after two resizings."""
     image = noise(333, 120)
     pixels = target.prepare([image])
-    resized = image.resize((768, 768), Image.Resampling.BILINEAR).resize(
-        (800, 800), Image.Resampling.BILINEAR
-    )
-    levels = (pixels[0].permute(1, 2, 0) * torch.tensor([0.229, 0.224, 0.225])) + torch.tensor(
-        [0.485, 0.456, 0.406]
-    )
+    resized = image.resize((768, 768), Image.Resampling.BILINEAR).resize((800, 800), Image.Resampling.BILINEAR)
+    levels = (pixels[0].permute(1, 2, 0) * torch.tensor([0.229, 0.224, 0.225])) + torch.tensor([0.485, 0.456, 0.406])
     assert pixels.shape == (1, 3, 800, 800)
     assert np.abs(levels.numpy() * 255 - np.asarray(resized, dtype=float)).max() <= 2.01
 
 
-def test_other_size_is_not_enlarged_and_keeps_the_grid(
-    folder: Path, noise: Callable[..., Image.Image]
-) -> None:
+def test_other_size_is_not_enlarged_and_keeps_the_grid(folder: Path, noise: Callable[..., Image.Image]) -> None:
     target = SegTarget.load(str(folder), size=96)
     image = noise(50, 80)
     assert target.prepare([image]).shape == (1, 3, 96, 96)

@@ -154,9 +154,7 @@ def test_place_in_the_image_tells_much_about_points_taken_blindly() -> None:
 def test_being_an_object_tells_little_about_pairs(pairs: list[tuple[Scene, dict]]) -> None:
     closer = []
     for scene, pair in pairs:
-        things = [
-            scene.segments[scene.panoptic[tuple(pair[name])] - 1].isthing for name in ("point1", "point2")
-        ]
+        things = [scene.segments[scene.panoptic[tuple(pair[name])] - 1].isthing for name in ("point1", "point2")]
         assert any(things)
         if not all(things):
             closer.append(things[0])
@@ -170,9 +168,7 @@ def test_a_second_call_leaves_a_finished_folder_alone(out: Path, monkeypatch: py
     assert contents(out) == before
 
 
-def test_an_interrupted_call_is_taken_up_again(
-    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_call_is_taken_up_again(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
     def until(stop: int) -> None:

@@ -45,9 +45,7 @@ def rays(camera: Camera, size: int) -> NDArray[np.float64]:
     place = (np.arange(size) + 0.5 - size / 2) / camera.focal
     column, row = np.meshgrid(place, place)
     return (
-        np.array(camera.forward)
-        + column[..., None] * np.array(camera.right)
-        + row[..., None] * np.array(camera.down)
+        np.array(camera.forward) + column[..., None] * np.array(camera.right) + row[..., None] * np.array(camera.down)
     )
 
 
@@ -316,9 +314,7 @@ def test_relations_in_captions_are_true() -> None:
             off = np.subtract(b.position, a.position)
             if relation in ("left of", "right of"):
                 places = [
-                    (np.array(o.position) - [0, scene.camera.height, 0])
-                    @ np.array(scene.camera.right)
-                    / o.depth
+                    (np.array(o.position) - [0, scene.camera.height, 0]) @ np.array(scene.camera.right) / o.depth
                     for o in (a, b)
                 ]
                 assert (places[0] < places[1]) == (relation == "left of")

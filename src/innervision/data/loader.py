@@ -56,11 +56,7 @@ class Batches(Dataset[Batch]):
         try:
             inputs = self.prepare(images) if images else None
         except InnerVisionError:
-            refused = {
-                name: reason
-                for name, image in zip(names, images, strict=True)
-                if (reason := self._try(image))
-            }
+            refused = {name: reason for name, image in zip(names, images, strict=True) if (reason := self._try(image))}
             if not refused:
                 raise
             bad.extend(refused.items())
@@ -78,9 +74,7 @@ class Batches(Dataset[Batch]):
         return None
 
 
-def load_batches(
-    batches: Batches, *, start: int = 0, workers: int = 0, pin_memory: bool = False
-) -> DataLoader[Batch]:
+def load_batches(batches: Batches, *, start: int = 0, workers: int = 0, pin_memory: bool = False) -> DataLoader[Batch]:
     """Give the batches from number `start` on, in order, prepared by `workers` processes (0 = in this one)."""
     return DataLoader(
         batches,

@@ -68,8 +68,7 @@ def find_images(source: str | Path, split: str | None = None) -> ImageSet:
         images = ImageSet([source], [source.name], [])
     else:
         raise InnerVisionError(
-            f"cannot tell what {source} is: give a folder, COCO annotations (.json), a list of paths (.txt) "
-            "or an image"
+            f"cannot tell what {source} is: give a folder, COCO annotations (.json), a list of paths (.txt) or an image"
         )
     _check_names(images.names)
     return images
@@ -81,9 +80,7 @@ def _split_folder(folder: Path, split: str | None) -> Path:
         tried = (folder / split, folder / "images" / split)
         found = next((place for place in tried if os.path.isdir(place)), None)
         if found is None:
-            raise InnerVisionError(
-                f"no split {split!r} in {folder}: neither {tried[0]} nor {tried[1]} exists"
-            )
+            raise InnerVisionError(f"no split {split!r} in {folder}: neither {tried[0]} nor {tried[1]} exists")
         return found
     splits = [
         place / name
@@ -223,9 +220,7 @@ def _folders_beside(source: Path) -> list[Path]:
     names = [*reversed(source.stem.split("_")), source.stem]
     here = source.parent
     above = here.parent if here.name not in ("", "..") else here / ".."
-    named = [
-        place for name in names for root in (above, here) for place in (root / name, root / "images" / name)
-    ]
+    named = [place for name in names for root in (above, here) for place in (root / name, root / "images" / name)]
     return list(dict.fromkeys([*named, above, above / "images", here, here / "images"]))
 
 
@@ -239,8 +234,7 @@ def _refuse_links_outwards(
     }
     for name, path in zip(names, paths, strict=True):
         if path in files and (
-            leads_out[os.path.dirname(path)]
-            or (files[path] and not os.path.realpath(path).startswith(inside))
+            leads_out[os.path.dirname(path)] or (files[path] and not os.path.realpath(path).startswith(inside))
         ):
             raise InnerVisionError(_outwards(source, name))
 

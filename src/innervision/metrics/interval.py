@@ -34,9 +34,7 @@ def bootstrap_interval(
     flat = values.reshape(images, -1)  # (images, entries)
     rng = np.random.default_rng(seed)
     rows = max(1, BLOCK // images)
-    means = [
-        _weights(rng, min(rows, resamples - start), images) @ flat for start in range(0, resamples, rows)
-    ]
+    means = [_weights(rng, min(rows, resamples - start), images) @ flat for start in range(0, resamples, rows)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
     return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])

@@ -33,9 +33,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     """
     name = type(model).__name__
     if model.config.is_encoder_decoder:
-        raise InnerVisionError(
-            f"{name} is an encoder-decoder; only decoder-based image-text models can be probed"
-        )
+        raise InnerVisionError(f"{name} is an encoder-decoder; only decoder-based image-text models can be probed")
     depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     decoder = model.get_decoder()
     for module in breadth_first(decoder):
@@ -94,16 +92,21 @@ def first_tensor(args: tuple, kwargs: dict) -> Tensor | None:
 
 
 def handed_over(tower_output: Any, args: tuple, kwargs: dict) -> Tensor | None:
-    """Give what a module received from the vision tower: the tower's own output among the tensors that it was
-    called with, else the first of them (the output of an inner layer, cropped or shuffled)."""
+    """Give what a module received from the vision tower.
+
+    That is the tower's own output, where it is among the tensors that the module was called with, else the first
+    of them (the output of an inner layer, cropped or shuffled).
+    """
     features = getattr(tower_output, "last_hidden_state", None)
     values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     return next((value for value in values if value is features), first_tensor(args, kwargs))
 
 
 def before_inner_projector(tower_output: Any) -> Tensor | None:
-    """Give the features before the projector of a tower that holds it and returns both sides of it
-    (`last_hidden_state` and `pooler_output`); None where the tower returns only one of them."""
+    """Give the features before the projector of a tower that holds it.
+
+    Such a tower returns both sides of it, `last_hidden_state` and `pooler_output`; None where it does not.
+    """
     if getattr(tower_output, "pooler_output", None) is None:
         return None
     return getattr(tower_output, "last_hidden_state", None)

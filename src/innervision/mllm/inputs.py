@@ -77,9 +77,7 @@ class Inputs:
         Raises:
             InnerVisionError: a sample has no such token (cross-attention models have no image tokens).
         """
-        mask = {"all": self.mask, "image": self.mask & self.image_mask, "text": self.mask & ~self.image_mask}[
-            tokens
-        ]
+        mask = {"all": self.mask, "image": self.mask & self.image_mask, "text": self.mask & ~self.image_mask}[tokens]
         if not bool(mask.any(dim=1).all()):
             raise InnerVisionError(f"this model's input has no {tokens} tokens; use tokens=all")
         return mask
@@ -105,13 +103,9 @@ class InputBuilder:
             encoded = self._encode(list(images), prompt)
         except (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError) as error:
             raise InnerVisionError(f"{type(self.processor).__name__} refuses the input: {error}") from error
-        tensors = {
-            key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "labels"
-        }
+        tensors = {key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "labels"}
         if "input_ids" not in tensors:
-            raise InnerVisionError(
-                f"{type(self.processor).__name__} gives no input_ids; this model cannot be probed"
-            )
+            raise InnerVisionError(f"{type(self.processor).__name__} gives no input_ids; this model cannot be probed")
         ids = tensors["input_ids"]
         mask = tensors.get("attention_mask", torch.ones_like(ids)).bool()
         image_mask = self._image_mask(ids)
@@ -129,8 +123,8 @@ class InputBuilder:
                 ]
                 for image in images
             ]
-            return self.processor.apply_chat_template(
-                turns,
+            return self.processor.apply_chat_template(  # type: ignore[return-value]  # a mapping, with return_dict
+                turns,  # type: ignore[arg-type]  # its annotation knows no images
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,

@@ -22,7 +22,6 @@ from innervision.errors import InnerVisionError
 from innervision.identity import hub_commit, identify
 from innervision.mllm.architecture import (
     Decoder,
-    before_inner_projector,
     find_decoder,
     find_vision_stage,
     first_tensor,
@@ -253,9 +252,7 @@ class _Walk:
             self.show_vision(handed_over(self.tower_output, args, kwargs))
 
     def on_layer_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if (
-            VISION in self.wanted - self.seen
-        ):  # the projector is a part of the tower, which returns both sides of it
+        if VISION in self.wanted - self.seen:  # the projector is a part of the tower, which returns both sides of it
             self.show_vision(getattr(self.tower_output, "last_hidden_state", None))
         if self.layers_entered == 0 or not self.mllm.decoder.states_are_outputs:
             self.show(self.layers_entered, first_tensor(args, kwargs))
@@ -341,9 +338,10 @@ def _load_weights(
             load_in_8bit=quantization == "8bit",
             bnb_4bit_compute_dtype=dtype,
         )
-    model, info = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         name, dtype=dtype, device_map={"": device}, output_loading_info=True, **options
     )
+    model, info = loaded
     head = model.get_output_embeddings()
     unused = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     parameters = dict(model.named_parameters())

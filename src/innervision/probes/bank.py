@@ -35,7 +35,10 @@ class Source(Protocol):
 class Goal(Protocol):
     """What a bank needs to know of a target."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What runs and files call the target."""
+
     expert: str
     revision: str | None
     num_tokens: int
@@ -79,9 +82,7 @@ class ProbeBank(nn.Module):
         for layer in self.layers:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(zlib.crc32(f"{seed}/{target.name}/{layer}".encode()))
-                self.probes[str(layer)] = kind(
-                    mllm.width(layer), target.num_tokens, target.width, self.settings
-                )
+                self.probes[str(layer)] = kind(mllm.width(layer), target.num_tokens, target.width, self.settings)
         self.register_buffer("mean", torch.full((target.num_tokens, target.width), float("nan")))
         self.mean: Tensor
         """(N, C): the mean of the target's features over the training images; NaN before training."""
@@ -141,18 +142,14 @@ class ProbeBank(nn.Module):
         facts = read_metadata(path)
         expected = identity(mllm, target)
         if wrong := [key for key in expected if facts.get(key) != expected[key]]:
-            differences = "; ".join(
-                f"{key} is {facts.get(key)!r} there, {expected[key]!r} here" for key in wrong
-            )
+            differences = "; ".join(f"{key} is {facts.get(key)!r} there, {expected[key]!r} here" for key in wrong)
             raise InnerVisionError(f"{path} was made for another model: {differences}")
         bank = cls(mllm, target, facts["layers"], ProbeSettings(**facts["probe"]))
         try:
             with safe_open(path, framework="pt") as file:
                 bank.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except (RuntimeError, SafetensorError) as error:
-            raise InnerVisionError(
-                f"{path} does not hold the probes that its metadata names: {error}"
-            ) from error
+            raise InnerVisionError(f"{path} does not hold the probes that its metadata names: {error}") from error
         return bank
 
 

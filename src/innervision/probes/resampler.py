@@ -25,9 +25,7 @@ class Resampler(nn.Module):
         self.proj_out = nn.Linear(width_out, width_out)
         self.norm_out = nn.LayerNorm(width_out)
         self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [Attention(width_out, inner, settings.heads), feed_forward(width_out, settings.ff_mult)]
-            )
+            nn.ModuleList([Attention(width_out, inner, settings.heads), feed_forward(width_out, settings.ff_mult)])
             for _ in range(settings.depth)
         )
         self.to_place = nn.Linear(PLACE_FEATURES, inner, bias=False) if settings.positions else None
@@ -50,7 +48,8 @@ class Resampler(nn.Module):
     def read(self, tokens: Tensor, mask: Tensor, place: Tensor | None) -> Tensor:
         """Let the queries read projected tokens (B, T, C).  # (B, N, C)"""
         latents = self.latents.expand(len(tokens), -1, -1)
-        for attention, feed in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed = layer.children()
             latents = attention(tokens, latents, mask, place) + latents
             latents = feed(latents) + latents
         return self.norm_out(self.proj_out(latents))
@@ -90,9 +89,7 @@ class Attention(nn.Module):
         """
         tokens, latents = self.norm1(tokens), self.norm2(latents)
         query = self.to_q(latents)  # (B, N, inner)
-        key, value = self.to_kv(torch.cat([tokens, latents], dim=1)).chunk(
-            2, dim=-1
-        )  # (B, T + N, inner) each
+        key, value = self.to_kv(torch.cat([tokens, latents], dim=1)).chunk(2, dim=-1)  # (B, T + N, inner) each
         if place is not None:
             key = key + F.pad(place, (0, 0, 0, latents.shape[1]))
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))

@@ -153,9 +153,7 @@ def _read_curves(
         known = scores["metric"].unique()
         for name in metrics:
             if name not in known:
-                raise InnerVisionError(
-                    f"{run} has no scores of the metric {name!r}, only of: {', '.join(known)}"
-                )
+                raise InnerVisionError(f"{run} has no scores of the metric {name!r}, only of: {', '.join(known)}")
         scores = scores[scores["metric"].isin(metrics)]
         summaries.append(summarize(scores))
         targets += [target for target in scores["target"].unique() if target not in targets]
@@ -189,9 +187,7 @@ def _mllm(run: Path) -> str:
         settings = yaml.safe_load((run / "run.yaml").read_text())
         name = str(settings["mllm"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InnerVisionError(
-            f"{run / 'run.yaml'} does not name its mllm. Give labels for the runs."
-        ) from error
+        raise InnerVisionError(f"{run / 'run.yaml'} does not name its mllm. Give labels for the runs.") from error
     name = Path(name).name if Path(name).is_absolute() or name.count("/") != 1 else name
     part = {"llm": "random LLM", "all": "random weights"}.get(settings.get("random_weights"))
     return f"{name}, {part}" if part else name
@@ -266,9 +262,7 @@ def _add_legend(figure: Figure, curves: list[Curve]) -> None:
     over = f"{images.pop():,} images" if len(images) == 1 else "images"
     entries.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=f"95% interval over {over}"))
     if not finite:
-        entries.append(
-            Line2D([], [], color=GREY, marker="x", linestyle="", label="scores that are not finite")
-        )
+        entries.append(Line2D([], [], color=GREY, marker="x", linestyle="", label="scores that are not finite"))
 
     for lines in range(1, len(entries) + 1):
         columns = math.ceil(len(entries) / lines)

@@ -63,9 +63,7 @@ def read_scores(run: Path, evaluation: str = "similarity") -> pd.DataFrame:
         scores = pd.read_parquet(path, read_dictionary=strings)  # a tenth of the memory of strings
         scores = scores[COLUMNS].astype(dict.fromkeys(strings, "category") | {"layer": "Int64"})
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among these
-        raise InnerVisionError(
-            f"{path} is not a score table ({error}). Make it again with: {command}"
-        ) from error
+        raise InnerVisionError(f"{path} is not a score table ({error}). Make it again with: {command}") from error
     if scores.empty:
         raise InnerVisionError(f"{path} holds no scores. Make it again with: {command}")
     return scores
@@ -146,9 +144,7 @@ def format_table(summary: pd.DataFrame, targets: Iterable[str]) -> str:
     """
     known = list(summary["target"].unique())
     if unknown := [target for target in targets if target not in known]:
-        raise InnerVisionError(
-            f"there are no scores of the target {unknown[0]!r}, only of: {', '.join(known)}"
-        )
+        raise InnerVisionError(f"there are no scores of the target {unknown[0]!r}, only of: {', '.join(known)}")
     chosen = [summary[summary["target"] == target] for target in targets]
     tables = [_format_protocol(rows) for table in chosen for _, rows in table.groupby("protocol")]
     return "\n\n".join([*tables, _explain(pd.concat(chosen))])
@@ -199,9 +195,7 @@ def _metric_block(metric: str, rows: pd.DataFrame, lines: list[Line]) -> list[st
     cells = dict(zip(zip(rows["source"], layers, strict=True), rows.itertuples(index=False), strict=True))
     shuffled = "shuffled" in set(rows["source"])
     block = [METRICS.get(metric, (metric, ""))[0], "probe [low, high]" + shuffled * " shuffled"]
-    beside = [
-        _number(cells.get(("shuffled", layer))) if source == "probe" else "" for _, source, layer in lines
-    ]
+    beside = [_number(cells.get(("shuffled", layer))) if source == "probe" else "" for _, source, layer in lines]
     for (_, source, layer), other in zip(lines, beside, strict=True):
         cell = _with_interval(cells.get((source, layer)))
         block.append(f"{cell} {other:>{max(map(len, beside))}}" if shuffled else cell)
@@ -230,9 +224,7 @@ def _side_by_side(labels: list[str], blocks: list[list[str]]) -> str:
             tables.append(tables[0][:1])
             width = start + 2 + len(block[0])
         tables[-1].append(block)
-    return "\n\n".join(
-        "\n".join("  ".join(line).rstrip() for line in zip(*table, strict=True)) for table in tables
-    )
+    return "\n\n".join("\n".join("  ".join(line).rstrip() for line in zip(*table, strict=True)) for table in tables)
 
 
 def _in_order(names: pd.Series, known: Iterable[str]) -> list[str]:

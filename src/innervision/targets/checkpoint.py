@@ -89,9 +89,7 @@ class Checkpoint:
         except Exception as error:  # a foreign file can make its reader raise anything
             reason = f"cannot load the expert {self.expert}: {first_line(error)}"
             if isinstance(error, OSError) and not Path(self.expert).exists():
-                reason += (
-                    "\nName a folder, or a Hugging Face model that can be reached or was downloaded before."
-                )
+                reason += "\nName a folder, or a Hugging Face model that can be reached or was downloaded before."
             raise InnerVisionError(reason) from error
         finally:
             transformers_logging.set_verbosity(verbosity)

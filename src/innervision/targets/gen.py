@@ -23,9 +23,7 @@ class GenTarget(Target):
         """Keep of the pipeline the image encoder. See `Target.read`."""
         config = checkpoint.load_config(subfolder="image_encoder", model_type="clip_vision_model")
         processor = checkpoint.load_image_processor(CLIPImageProcessor, subfolder="feature_extractor")
-        model, random_weights = checkpoint.load_model(
-            CLIPVisionModelWithProjection, config, subfolder="image_encoder"
-        )
+        model, random_weights = checkpoint.load_model(CLIPVisionModelWithProjection, config, subfolder="image_encoder")
         height, width = (size, size) if size else native_size(processor)
         return Parts(model, random_weights, Preparer(processor, height, width))
 
@@ -37,9 +35,7 @@ class GenTarget(Target):
         """
         height, width, native = self.preparer.height, self.preparer.width, self.module.config.image_size
         if (height, width) != (native, native):
-            raise InnerVisionError(
-                f"gen: the image encoder takes {native} × {native} pixels, not {height} × {width}"
-            )
+            raise InnerVisionError(f"gen: the image encoder takes {native} × {native} pixels, not {height} × {width}")
         return 1, self.module.config.projection_dim
 
     def features(self, pixels: Tensor) -> Tensor:

@@ -259,9 +259,7 @@ def _write_annotations(out: Path, counts: dict[str, int]) -> None:
         if whole["images"]:
             info = {"description": f"InnerVision scenes, {split}", "version": str(VERSION)}
             head = {"info": info, "licenses": [], "images": whole["images"]}
-            _write_json(
-                out / f"annotations/captions_{split}2017.json", {**head, "annotations": whole["captions"]}
-            )
+            _write_json(out / f"annotations/captions_{split}2017.json", {**head, "annotations": whole["captions"]})
             _write_json(
                 out / f"annotations/panoptic_{split}2017.json",
                 {**head, "annotations": whole["panoptic"], "categories": CATEGORIES},

@@ -420,8 +420,7 @@ class _View:
     def along(self, direction: Vector, window: _Window = _EVERYWHERE) -> Array:
         """The rays' component along a direction of the world."""  # (R, rows, columns)
         right, down, forward = (
-            np.float32(_dot(axis, direction))
-            for axis in (self.camera.right, self.camera.down, self.camera.forward)
+            np.float32(_dot(axis, direction)) for axis in (self.camera.right, self.camera.down, self.camera.forward)
         )
         return right * self.x[:, :, window[2]] + (down * self.y[:, window[1]] + forward)
 
@@ -528,9 +527,7 @@ def _hit_cone(start: _Triple, ray: _Triple) -> Array:
     root = np.sqrt(b * b - a * c)
     base = (-1 - start[1]) / ray[1]
     x, z = start[0] + base * ray[0], start[2] + base * ray[2]
-    found = np.where(
-        (x * x + z * z <= np.float32(_CONE_RADIUS * _CONE_RADIUS)) & (base > 0), base, np.float32(np.inf)
-    )
+    found = np.where((x * x + z * z <= np.float32(_CONE_RADIUS * _CONE_RADIUS)) & (base > 0), base, np.float32(np.inf))
     for t in ((-b - root) / a, (root - b) / a):
         y = start[1] + t * ray[1]
         found = np.where((y >= -1) & (y <= 1) & (t > 0) & (t < found), t, found)
@@ -543,11 +540,7 @@ def _hit_ring(start: _Triple, ray: _Triple) -> Array:
     rim, _ = _slab(start[2], ray[2], _RING_HALF_WIDTH)
     x, y = start[0] + rim * ray[0], start[1] + rim * ray[1]
     off = x * x + y * y
-    flat = (
-        (off <= np.float32(_RING_OUTER * _RING_OUTER))
-        & (off >= np.float32(_RING_INNER * _RING_INNER))
-        & (rim > 0)
-    )
+    flat = (off <= np.float32(_RING_OUTER * _RING_OUTER)) & (off >= np.float32(_RING_INNER * _RING_INNER)) & (rim > 0)
     found = np.where(flat, rim, np.float32(np.inf))
     outside, _ = _quadric(start, ray, (0, 1), _RING_OUTER)
     _, inside = _quadric(start, ray, (0, 1), _RING_INNER)
