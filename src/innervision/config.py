@@ -150,7 +150,8 @@ def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
         return list(range(1, num_layers + 1))
     try:
         if text.startswith("every:"):
-            return sorted({*range(0, num_layers + 1, int(text.removeprefix("every:"))), num_layers})
+            step = int(text.removeprefix("every:"))
+            return sorted({*range(0, num_layers + 1, max(step, 0)), num_layers})  # a step of 0 is a ValueError
         layers = sorted({VISION if part.strip() == "vision" else int(part) for part in text.split(",")})
     except ValueError:
         raise InnerVisionError(f"layers={text!r} is not all, decoder, every:N or a list such as vision,0,8") from None

@@ -152,9 +152,7 @@ def save_gen(folder: Path) -> None:
         initializer_range=0.1,
     )
     hf.CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
-    processor = hf.CLIPImageProcessor(
-        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
-    )
+    processor = hf.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     processor.save_pretrained(folder / "feature_extractor")
 
 
@@ -175,9 +173,7 @@ _CHAT_TEMPLATE = (
     "{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
-_TEXT = (
-    "USER: Describe the image in two lines. ASSISTANT: Where is the cup? Is it nearer than the chair? Yes No"
-)
+_TEXT = "USER: Describe the image in two lines. ASSISTANT: Where is the cup? Is it nearer than the chair? Yes No"
 """What the tokenizer learns its few words from; it spells all others."""
 
 

@@ -1,0 +1,35 @@
+"""The main job from the command line on real COCO images, with tiny models."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from innervision.cli import main
+from innervision.report.tables import read_scores
+from tiny_experts import save_tiny_backbone, save_tiny_gen
+from tiny_mllms import save_tiny
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_train_evaluate_and_plot_on_coco(family: str, shared: Path, tmp_path: Path) -> None:
+    coco = shared / "coco-sample"
+    save_tiny(family, tmp_path / family)
+    save_tiny_gen(tmp_path / "gen")
+    save_tiny_backbone(tmp_path / "backbone")
+    run = tmp_path / "run"
+    targets = f"gen={tmp_path / 'gen'},backbone={tmp_path / 'backbone'}"
+    images = coco / "annotations/captions_train2017.json"
+    words = ["--mllm", str(tmp_path / family), "--targets", targets, "--images", str(images), "--out", str(run)]
+    assert main(["train", *words, "--epochs", "1", "--batch-size", "10", "--device", "cpu"]) == 0
+    assert main(["evaluate", "similarity", str(run), "--images", str(coco / "val2017")]) == 0
+    assert main(["plot", str(run), "--out", str(run / "figures/curves.png")]) == 0
+    scores = read_scores(run)
+    assert set(scores["image"]) == {path.name for path in (coco / "val2017").iterdir()}
+    assert set(scores["target"]) == {"gen", "backbone"}
+    probes = scores[scores["source"] == "probe"]
+    assert set(probes["layer"]) == {-1, 0, 1, 2, 3, 4}
+    assert probes["value"].notna().all()
+    log = pd.read_json(run / "train/log.jsonl", lines=True)
+    assert list(log["step"]) == [1, 2, 3, 4, 5]
+    assert (run / "figures/curves.pdf").exists()
