@@ -254,6 +254,29 @@ def test_a_run_folder_that_holds_a_run_is_left_alone(
     assert_same_bits(before, weights(settings.out))
 
 
+def test_a_run_is_not_resumed_with_other_images_or_another_model(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    images = write_noise_images(tmp_path / "images", 6, size=(40, 60))
+    settings = replace(settings, images=str(images))
+    with pytest.raises(Stopped):
+        fit(settings, mllm=mllm, targets=[StopAt(targets[0], 1, signal.SIGTERM)], progress=False)  # type: ignore[list-item]
+    (images / "0002.png").rename(images / "renamed.png")
+    with pytest.raises(InnerVisionError, match="its images changed"):
+        fit(settings, resume=True, mllm=mllm, targets=targets[:1], progress=False)
+    (images / "renamed.png").rename(images / "0002.png")
+    other = MLLM.load(str(save_tiny("llava", tmp_path / "other", seed=1)), device="cpu")
+    with pytest.raises(InnerVisionError, match="its mllm changed"):
+        fit(settings, resume=True, mllm=other, targets=targets[:1], progress=False)
+    fit(settings, resume=True, mllm=mllm, targets=targets[:1], progress=False)
+
+
+def test_several_processes_are_refused(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InnerVisionError, match="one process"):
+        fit(settings, progress=False)
+
+
 def test_a_finished_run_has_nothing_to_resume(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
     fit(settings, mllm=mllm, targets=targets, progress=False)
     before = weights(settings.out)

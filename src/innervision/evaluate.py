@@ -3,7 +3,6 @@
 innervision evaluate similarity runs/a --images coco/val2017
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from innervision.metrics.similarity import similarity
 from innervision.mllm import MLLM, Tokens
 from innervision.probes import ProbeBank
 from innervision.run import RunFolder, package_versions
-from innervision.study import batches_of, load_models
+from innervision.study import batches_of, load_experts, load_mllm
 from innervision.targets.target import Target
 from innervision.train import autocast
 
@@ -89,8 +88,8 @@ def evaluate_similarity(
     table = ScoreTable(run.scores, "similarity", _plan(settings, images))
     if table.is_complete(overwrite):
         return table.path
-    if mllm is None or targets is None:
-        mllm, targets = load_models(trained, settings.device)
+    mllm = mllm or load_mllm(trained, settings.device)
+    targets = targets or load_experts(trained, mllm)
     banks = {
         target.name: ProbeBank.load(run.probes(target.name), mllm, target).to(mllm.device).eval() for target in targets
     }
@@ -251,11 +250,10 @@ def _batches(num_images: int, size: int) -> list[list[int]]:
 
 
 def _plan(settings: EvaluateSettings, images: ImageSet) -> dict[str, Any]:
-    names = hashlib.sha256("\n".join(images.names).encode()).hexdigest()
     return {
         "images": settings.images,
         "num_images": len(images),
-        "names": names[:16],
+        "names": images.fingerprint(),
         "batch_size": settings.batch_size,
         "protocol": PROTOCOL,
     }

@@ -77,6 +77,19 @@ class RunFolder:
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InnerVisionError(f"{self.path} exists and is no run; use another --out")
 
+    def check_same(self, record: Mapping[str, Any]) -> None:
+        """Check that a run that is resumed has the models and the images that it was begun with.
+
+        Raises:
+            InnerVisionError: one of them has changed.
+        """
+        before = self.record()
+        for key in ("mllm", "experts", "layers", "images"):
+            if before.get(key) != record[key]:
+                raise InnerVisionError(
+                    f"{self.path} cannot be resumed: its {key} changed from {before.get(key)} to {record[key]}"
+                )
+
     def write_settings(self, settings: TrainSettings, record: Mapping[str, Any]) -> None:
         """Write run.yaml: the settings, and what they were resolved to, with the versions of the packages used."""
         content = {**asdict(settings), "record": {**record, "versions": package_versions()}}

@@ -14,29 +14,31 @@ from innervision.targets import load_targets
 from innervision.targets.target import Target
 
 
-def load_models(settings: TrainSettings, device: str | None = None) -> tuple[MLLM, list[Target]]:
-    """Load the MLLM and the experts of a run.
-
-    Args:
-        settings: of the run.
-        device: instead of the settings' own.
+def load_mllm(settings: TrainSettings, device: str | None = None) -> MLLM:
+    """Load the MLLM of a run, on `device` instead of the settings' own if given.
 
     Raises:
-        InnerVisionError: one of them cannot be had.
+        InnerVisionError: it cannot be had.
     """
-    dtype = getattr(torch, settings.dtype) if settings.dtype else None
-    mllm = MLLM.load(
+    return MLLM.load(
         settings.mllm,
         revision=settings.revision,
-        dtype=dtype,
+        dtype=getattr(torch, settings.dtype) if settings.dtype else None,
         device=device or settings.device,
         quantization=settings.quantization,
         random_weights={"none": False, "llm": True, "all": "all"}[settings.random_weights],  # type: ignore[arg-type]
         seed=settings.seed,
         trust_remote_code=settings.trust_remote_code,
     )
-    targets = load_targets(settings.targets.split(","), device=mllm.device, dtype=mllm.model.dtype)
-    return mllm, targets
+
+
+def load_experts(settings: TrainSettings, mllm: MLLM) -> list[Target]:
+    """Load the experts of a run, beside its MLLM.
+
+    Raises:
+        InnerVisionError: one of them cannot be had.
+    """
+    return load_targets(settings.targets.split(","), device=mllm.device, dtype=mllm.model.dtype)
 
 
 def batches_of(

@@ -4,6 +4,7 @@ innervision train --mllm llava-hf/llava-1.5-7b-hf --targets depth,seg,gen --imag
 """
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from innervision.config import TrainSettings, parse_layers
-from innervision.data import find_images
+from innervision.config import VISION, TrainSettings, parse_layers
+from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.run import RunFolder
-from innervision.study import batches_of, load_models
+from innervision.study import batches_of, load_experts, load_mllm
 from innervision.targets.target import Target
 
 
@@ -61,27 +62,32 @@ def fit(
         InnerVisionError: anything that the user can put right, before work starts where possible.
         Stopped: by Ctrl-C or SIGTERM, after the state was saved.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InnerVisionError("training runs in one process; start it without torchrun or accelerate launch")
     run = RunFolder(settings.out)
     run.check_free(settings, resume)
     images = find_images(settings.images)
     bad = BadImages(images, settings.max_bad)
-    if mllm is None or targets is None:
-        mllm, targets = load_models(settings)
+    mllm = mllm or load_mllm(settings)
+    targets = targets or load_experts(settings, mllm)
     layers = parse_layers(settings.layers, mllm.num_layers, mllm.has_vision_layer())
+    if settings.layers == "all" and layers[0] != VISION:
+        tqdm.write(f"{mllm.name} shows no layer -1 (vision): probing layers 0 to {mllm.num_layers}")
     banks = {
         target.name: ProbeBank(mllm, target, layers, settings.probe, seed=settings.seed).to(mllm.device)
         for target in targets
     }
     steps = [step for epoch in range(settings.epochs) for step in _steps(len(images), epoch, settings)]
     learner = Learner(mllm, targets, banks, layers, settings, num_steps=len(steps))
+    record = _record(mllm, targets, layers, images, banks)
     if resume:
+        run.check_same(record)
         if all(run.probes(name).exists() for name in banks):
             return {target.name: ProbeBank.load(run.probes(target.name), mllm, target) for target in targets}
         if run.state.exists():
             learner.restore(run.state)
         bad.add(list(learner.bad.items()))
         _cut_log(run.log, learner.step)
-    record = _record(mllm, targets, layers, images=bad.total, banks=banks)
     run.write_settings(settings, record)
     run.log.parent.mkdir(parents=True, exist_ok=True)
 
@@ -332,13 +338,13 @@ def _steps(num_images: int, epoch: int, settings: TrainSettings) -> list[list[li
 
 
 def _record(
-    mllm: MLLM, targets: Sequence[Target], layers: Sequence[int], images: int, banks: dict[str, ProbeBank]
+    mllm: MLLM, targets: Sequence[Target], layers: Sequence[int], images: ImageSet, banks: dict[str, ProbeBank]
 ) -> dict[str, Any]:
     return {
         "mllm": {"name": mllm.name, "revision": mllm.revision, "num_layers": mllm.num_layers},
         "experts": {target.name: {"name": target.expert, "revision": target.revision} for target in targets},
         "layers": list(layers),
-        "images": images,
+        "images": {"found": len(images), "missing": len(images.missing), "names": images.fingerprint()},
         "parameters": {name: sum(p.numel() for p in bank.parameters()) for name, bank in banks.items()},
         "device": str(mllm.device),
     }

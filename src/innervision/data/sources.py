@@ -1,5 +1,6 @@
 """From what a user gives as images (COCO, a folder, a list, one file) to the files and their names."""
 
+import hashlib
 import json
 import os
 import posixpath
@@ -29,6 +30,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def fingerprint(self) -> str:
+        """Give a short hash of the names and their order, which tells this set from others."""
+        return "sha256:" + hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
 
 def find_images(source: str | Path, split: str | None = None) -> ImageSet:

@@ -32,7 +32,7 @@ def run_demo(out: Path) -> None:
     Raises:
         InnerVisionError: the folder holds something else, or the disk is full.
     """
-    demonstrate(out, train=256, val=64, epochs=8)
+    demonstrate(out, train=256, val=64, epochs=3)
 
 
 def demonstrate(out: Path, train: int, val: int, epochs: int, *, progress: bool = True) -> list[Path]:
@@ -54,8 +54,8 @@ def demonstrate(out: Path, train: int, val: int, epochs: int, *, progress: bool 
             out=str(runs / name),
             probe=probe,
             epochs=epochs,
-            batch_size=16,
-            micro_batch_size=16,
+            batch_size=4,
+            micro_batch_size=4,
             lr=3e-3,
             device="cpu",  # the same curves everywhere
             workers=0,

@@ -12,6 +12,7 @@ wide, so that what an image shows is not drowned by what all images share.
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as hf
@@ -88,7 +89,7 @@ def save_llava(folder: Path) -> None:
 def save_depth(folder: Path) -> None:
     """Save a Depth Anything whose DINOv2 has width 32 and patches of 42 px: 8 × 8 tokens of a 336 px image."""
     config = hf.DepthAnythingConfig(
-        backbone_config=hf.Dinov2Config(
+        backbone_config=hf.Dinov2Config(  # type: ignore[call-arg]  # it takes out_indices, untyped
             hidden_size=32,
             num_hidden_layers=4,
             num_attention_heads=2,
@@ -110,7 +111,7 @@ def save_depth(folder: Path) -> None:
 def save_seg(folder: Path) -> None:
     """Save a OneFormer whose Swin has widths 4 to 32 and takes images of 112 px."""
     config = hf.OneFormerConfig(
-        backbone_config=hf.SwinConfig(
+        backbone_config=hf.SwinConfig(  # type: ignore[call-arg]  # it takes out_features, untyped
             embed_dim=4,
             depths=[1, 1, 2, 1],
             num_heads=[1, 1, 2, 2],
@@ -150,6 +151,7 @@ def save_gen(folder: Path) -> None:
         patch_size=14,
         projection_dim=32,
         initializer_range=0.1,
+        initializer_factor=3.0,
     )
     hf.CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
     processor = hf.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
@@ -164,7 +166,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
 }
 """What saves each model to an empty folder; the weights come from torch's random state."""
 
-_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}: "
