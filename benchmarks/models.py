@@ -1,5 +1,6 @@
 """The models of the benchmark, built from configurations with random weights: nothing is downloaded."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +23,14 @@ TEXT_TOKENS = 20
 
 @dataclass(frozen=True)
 class Size:
-    """The full-size models with all widths and depths divided, so that the shares of the work stay as they are.
+    """The full-size models made smaller in such a way that the shares of the work stay as they are.
 
-    Images, patches and with them the numbers of tokens are never divided.
+    Dividing widths, numbers of heads and numbers of tokens by the same number divides the work of every part by
+    its cube: of projections and of attention, in the MLLM, the experts, the depth head and the probes.
     """
 
-    narrower: int
-    """Divides every width: of the states, of the features, of the feed-forward parts, of the depth head."""
+    shrink: int
+    """Divides widths, heads and tokens: 1, 4 or 16, so that the sides of images can be divided by its root."""
     shallower: int
     """Divides the number of layers of the decoder, the vision tower and the experts."""
     batch: int
@@ -38,6 +40,21 @@ class Size:
     def num_layers(self) -> int:
         """Of the decoder."""
         return 32 // self.shallower
+
+    @property
+    def side_shrink(self) -> int:
+        """Divides the sides of images."""
+        return math.isqrt(self.shrink)
+
+    def heads(self, full: int) -> int:
+        """Divide a number of attention heads."""
+        return max(1, full // self.shrink)
+
+
+SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 2, 8), "tiny": Size(16, 8, 2)}
+"""For speed, by name: for an accelerator, for two CPU cores, and to see in seconds whether the benchmark works."""
+MEMORY_SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 1, 2), "tiny": Size(16, 1, 2)}
+"""For memory: all have the 32 decoder layers."""
 
 
 @dataclass
@@ -70,33 +87,37 @@ def build(size: Size, device: torch.device, every: int = 1) -> Bench:
         model = hf.AutoModelForImageTextToText.from_config(llava(size), dtype=dtype)
         mllm = MLLM(model, None, name="LLaVA-1.5")  # type: ignore[arg-type]  # the inputs are made here
         depth_model = hf.DepthAnythingForDepthEstimation(depth_anything(size)).eval().requires_grad_(False)
+        seg_target = type("SmallerSegTarget", (SegTarget,), {"grid": SegTarget.grid // size.side_shrink})
         experts = [
             (DepthTarget, depth_model.backbone, DepthTarget.size),
-            (SegTarget, hf.SwinBackbone(swin(size)), 800),
+            (seg_target, hf.SwinBackbone(swin(size)), 800),
             (GenTarget, hf.CLIPVisionModelWithProjection(clip(size)), 224),
         ]
         processor = hf.CLIPImageProcessor()  # not used: the pixels are made here
-        targets = [kind(module, Preparer(processor, side, side), dtype=dtype) for kind, module, side in experts]
+        targets = []
+        for kind, module, side in experts:
+            preparer = Preparer(processor, side // size.side_shrink, side // size.side_shrink)
+            targets.append(kind(module, preparer, dtype=dtype))
         layers = list(range(every, size.num_layers + 1, every))
-        probe = ProbeSettings(dim_head=32 // size.narrower)
+        probe = ProbeSettings(heads=size.heads(4))
         banks = {target.name: ProbeBank(mllm, target, layers, probe) for target in targets}
         pixels = {
             target.name: torch.randn(size.batch, 3, target.preparer.height, target.preparer.width) for target in targets
         }
-        batch = Batch([str(i) for i in range(size.batch)], make_inputs(mllm, size.batch), pixels, bad=[])
+        batch = Batch([str(i) for i in range(size.batch)], make_inputs(mllm, size), pixels, bad=[])
     settings = TrainSettings(mllm="", images="", out="")
     learner = Learner(mllm, targets, banks, layers, settings, num_steps=10_000)
     return Bench(mllm, targets, depth_model, banks, layers, learner, batch)
 
 
-def make_inputs(mllm: MLLM, batch: int) -> Inputs:
+def make_inputs(mllm: MLLM, size: Size) -> Inputs:
     """Make random pixels and text on PyTorch's current device, as LLaVA's processor would lay them out."""
     config = mllm.model.config
     side = config.vision_config.image_size
     num_patches = (side // config.vision_config.patch_size) ** 2
-    num_tokens = num_patches + TEXT_TOKENS
+    batch, num_tokens = size.batch, num_patches + max(2, TEXT_TOKENS // size.shrink)
     image_mask = torch.zeros(batch, num_tokens, dtype=torch.bool)
-    image_mask[:, 5 : 5 + num_patches] = True
+    image_mask[:, 1 : 1 + num_patches] = True
     ids = torch.randint(config.image_token_index, (batch, num_tokens))
     tensors: dict[str, Tensor] = {
         "input_ids": ids.masked_fill(image_mask, config.image_token_index),
@@ -112,21 +133,21 @@ def llava(size: Size) -> hf.LlavaConfig:
 
     The vocabulary is divided too, so that the logits' share of the work stays as it is.
     """
-    vocabulary = 32_064 // size.narrower // size.shallower
+    vocabulary = 32_064 // size.shrink // size.shallower
     vision = hf.CLIPVisionConfig(
-        hidden_size=1024 // size.narrower,
-        intermediate_size=4096 // size.narrower,
+        hidden_size=1024 // size.shrink,
+        intermediate_size=4096 // size.shrink,
         num_hidden_layers=24 // size.shallower,
-        num_attention_heads=16 // size.narrower,
-        image_size=336,
+        num_attention_heads=size.heads(16),
+        image_size=336 // size.side_shrink,
         patch_size=14,
     )
     text = hf.LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=4096 // size.narrower,
-        intermediate_size=11_008 // size.narrower,
+        hidden_size=4096 // size.shrink,
+        intermediate_size=11_008 // size.shrink,
         num_hidden_layers=size.num_layers,
-        num_attention_heads=32 // size.narrower,
+        num_attention_heads=size.heads(32),
         max_position_embeddings=4096,
     )
     return hf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=vocabulary - 1)
@@ -136,10 +157,10 @@ def depth_anything(size: Size) -> hf.DepthAnythingConfig:
     """Depth Anything V2-L, its DPT head included."""
     depth = 24 // size.shallower
     backbone = hf.Dinov2Config(
-        hidden_size=1024 // size.narrower,
+        hidden_size=1024 // size.shrink,
         num_hidden_layers=depth,
-        num_attention_heads=16 // size.narrower,
-        image_size=518,
+        num_attention_heads=size.heads(16),
+        image_size=14 * (37 // size.side_shrink),
         patch_size=14,
         out_indices=[5 * depth // 24, 12 * depth // 24, 18 * depth // 24, depth],
         apply_layernorm=True,
@@ -147,22 +168,22 @@ def depth_anything(size: Size) -> hf.DepthAnythingConfig:
     )
     return hf.DepthAnythingConfig(
         backbone_config=backbone,
-        reassemble_hidden_size=1024 // size.narrower,
-        neck_hidden_sizes=[channels // size.narrower for channels in (256, 512, 1024, 1024)],
-        fusion_hidden_size=256 // size.narrower,
-        head_hidden_size=32 // size.narrower,
+        reassemble_hidden_size=1024 // size.shrink,
+        neck_hidden_sizes=[channels // size.shrink for channels in (256, 512, 1024, 1024)],
+        fusion_hidden_size=256 // size.shrink,
+        head_hidden_size=32 // size.shrink,
     )
 
 
 def swin(size: Size) -> hf.SwinConfig:
     """The backbone of OneFormer COCO Swin-L, which sees 800 × 800 pixels."""
-    heads = max(1, 6 // size.narrower)
+    heads = size.heads(6)
     return hf.SwinConfig(
-        embed_dim=192 // size.narrower,
-        depths=[2, 2, 18 // size.shallower, 2],
+        embed_dim=192 // size.shrink,
+        depths=[max(1, layers // size.shallower) for layers in (2, 2, 18, 2)],
         num_heads=[heads, 2 * heads, 4 * heads, 8 * heads],
-        window_size=12,
-        image_size=384,
+        window_size=12 // size.side_shrink,
+        image_size=384 // size.side_shrink,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
 
@@ -170,12 +191,12 @@ def swin(size: Size) -> hf.SwinConfig:
 def clip(size: Size) -> hf.CLIPVisionConfig:
     """The image encoder of Stable unCLIP, CLIP ViT-H."""
     return hf.CLIPVisionConfig(
-        hidden_size=1280 // size.narrower,
-        intermediate_size=5120 // size.narrower,
+        hidden_size=1280 // size.shrink,
+        intermediate_size=5120 // size.shrink,
         num_hidden_layers=32 // size.shallower,
-        num_attention_heads=16 // size.narrower,
-        image_size=224,
+        num_attention_heads=size.heads(16),
+        image_size=224 // size.side_shrink,
         patch_size=14,
-        projection_dim=1024 // size.narrower,
+        projection_dim=1024 // size.shrink,
         hidden_act="gelu",
     )

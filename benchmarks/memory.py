@@ -1,0 +1,106 @@
+"""Peak memory of training by number of probed layers; the MLLM stays the same, each number in a process of its own.
+
+python -m benchmarks.memory SIZE DEVICE (ours|plain) EVERY     measures one of them and prints JSON
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.models import MEMORY_SIZES, Bench, build
+from benchmarks.plain import PlainLearner
+from benchmarks.speed import say
+
+EVERY = (4, 2, 1)
+"""Every 4th, every 2nd and each of the 32 layers: 8, 16 and 32 probed layers."""
+
+
+def measure(size: str, device: str) -> dict[str, dict[int, dict[str, int]]]:
+    """Measure both ways with 8, 16 and 32 probed layers.
+
+    Returns:
+        By way (ours, plain) and number of layers, in bytes: `peak`, less what was there before the models and less
+        `probes`; `probes` (the weights of the probes, their gradients and AdamW's two moments); `frozen` (the
+        weights of the MLLM and the experts, a part of `peak`).
+    """
+    result: dict[str, dict[int, dict[str, int]]] = {}
+    for way in ("ours", "plain"):
+        result[way] = {}
+        for every in EVERY:
+            found = run_alone(size, device, way, every)
+            result[way][found.pop("layers")] = found
+            say(f"memory, {way}, every {every}: {found['peak'] / 2**20:.0f} MiB without the probes")
+    return result
+
+
+def run_alone(size: str, device: str, way: str, every: int) -> dict[str, int]:
+    """Measure one way in a fresh process."""
+    # Blocks above 64 KiB go back to the system when they are freed, so that the process is as large as its tensors.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "benchmarks.memory", size, device, way, str(every)]
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def measure_here(size: str, device: torch.device, way: str, every: int) -> dict[str, int]:
+    """Measure one way in this process, which must not have done anything else."""
+    before = peak_memory(device)
+    bench = build(MEMORY_SIZES[size], device, every)
+    plain = PlainLearner(bench)
+
+    def learn() -> None:
+        if way == "plain":
+            plain.learn()
+        else:
+            bench.learner.learn(bench.batch)
+
+    def finish_step() -> None:
+        if way == "plain":
+            plain.finish_step()
+        else:
+            bench.learner.finish_step()
+
+    learn()
+    finish_step()
+    learn()
+    learn()  # during which moments and all gradients are there, so that all of them are in the peak
+    finish_step()
+    probes = 4 * sum(count_bytes(bank) for bank in bench.banks.values())
+    return {
+        "layers": len(bench.layers),
+        "peak": peak_memory(device) - before - probes,
+        "probes": probes,
+        "frozen": count_frozen(bench),
+    }
+
+
+def count_frozen(bench: Bench) -> int:
+    """Count the bytes of the MLLM's and the experts' weights."""
+    return sum(count_bytes(x) for x in (bench.mllm.model, bench.depth_model, *bench.targets[1:]))
+
+
+def count_bytes(module: torch.nn.Module) -> int:
+    """Count the bytes of a module's weights."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def peak_memory(device: torch.device) -> int:
+    """Give the largest memory in use so far, in bytes: the tensors on a GPU, or the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage may count what the parent process had before this program started
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    name, place, which, step = sys.argv[1:]
+    torch.set_num_threads(2)
+    print(json.dumps(measure_here(name, torch.device(place), which, int(step))))

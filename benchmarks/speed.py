@@ -1,0 +1,134 @@
+"""How long a step takes beside the frozen forwards alone, and beside the plain way."""
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.models import Bench, Size, build
+from benchmarks.plain import PlainLearner
+
+
+def measure(size: Size, device: torch.device, repeats: int) -> dict[str, list[float]]:
+    """Time all ways in turn, round by round, after a first round that checks that they do the same work.
+
+    Returns:
+        Seconds of every round by what was timed: mllm, experts (together the frozen forwards), ours, plain.
+    """
+    say("building the models")
+    bench = build(size, device)
+    plain = PlainLearner(bench)
+    say("checking that both ways have the same losses and gradients")
+    check_same(bench, plain)
+    ways: dict[str, Callable[[], object]] = {
+        "mllm": lambda: forward_mllm(bench),
+        "experts": lambda: forward_experts(bench),
+        "ours": lambda: step(bench),
+        "plain": lambda: plain_step(plain),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(-1, repeats):
+        for name, run in ways.items():
+            began = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if round_number >= 0:  # the one before warms up
+                seconds[name].append(time.perf_counter() - began)
+        say(
+            f"speed, round {round_number + 1} of {repeats}: "
+            + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items() if times)
+        )
+    return seconds
+
+
+def step(bench: Bench) -> None:
+    """Take one step of training with all targets, as `innervision train` does with one micro-batch."""
+    bench.learner.learn(bench.batch)
+    bench.learner.finish_step()
+
+
+def plain_step(plain: PlainLearner) -> None:
+    """Take the same step the plain way."""
+    plain.learn()
+    plain.finish_step()
+
+
+@torch.no_grad()
+def forward_mllm(bench: Bench) -> None:
+    """Run the MLLM without logits, and without anything of ours."""
+    inputs = bench.batch.inputs.to(bench.mllm.device, bench.mllm.model.dtype)
+    bench.mllm.model.model(**inputs.tensors, use_cache=False)
+
+
+def forward_experts(bench: Bench) -> None:
+    """Run every expert once."""
+    for target in bench.targets:
+        target.encode(bench.batch.pixels[target.name])
+
+
+def check_same(bench: Bench, plain: PlainLearner) -> None:
+    """Check that both ways give the same loss of every probe and the same gradients, then drop them.
+
+    The tolerance is for sums in another order: in float32, or in bfloat16 on an accelerator.
+    """
+    tolerance = 1e-4 if bench.mllm.device.type == "cpu" else 2e-2
+    learner = bench.learner
+    learner.learn(bench.batch)
+    ours = {name: by_layer.copy() for name, by_layer in learner.losses.items()}
+    probe = {name: bank.probes[str(bench.layers[0])] for name, bank in bench.banks.items()}
+    gradients = {name: gradient(module) / len(bench.batch.names) for name, module in probe.items()}
+    learner.optimizer.zero_grad(set_to_none=True)
+    losses = plain.learn()
+    for name, by_layer in losses.items():
+        for layer, loss in by_layer.items():
+            expected = float(loss.detach())
+            difference = abs(float(ours[name][layer]) / len(bench.batch.names) - expected)
+            assert difference <= tolerance * expected, f"the losses of {name} at layer {layer} differ"
+        expected_gradient = gradient(probe[name])
+        error = (gradients[name] - expected_gradient).norm() / expected_gradient.norm()
+        assert error <= 5 * tolerance, f"the gradients of {name} differ by {float(error):.2g}"
+    learner.restart()
+
+
+def gradient(module: torch.nn.Module) -> Tensor:
+    """Give the gradients of all weights of a module as one vector."""
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def summarise(seconds: dict[str, list[float]], batch: int) -> dict[str, dict[str, float]]:
+    """Give median, least and largest of every time and ratio.
+
+    The ratios are those of the medians; their least and largest are over the rounds.
+    """
+    frozen = [a + b for a, b in zip(seconds["mllm"], seconds["experts"], strict=True)]
+    times = {"mllm": seconds["mllm"], "experts": seconds["experts"], "frozen": frozen}
+    times |= {"ours": seconds["ours"], "plain": seconds["plain"]}
+    times["probes"] = [a - b for a, b in zip(seconds["ours"], frozen, strict=True)]
+    result = {name: spread(values) for name, values in times.items()}
+    for name, above, below in [("ours/frozen", "ours", "frozen"), ("plain/ours", "plain", "ours")]:
+        ratios = spread([a / b for a, b in zip(times[above], times[below], strict=True)])
+        result[name] = ratios | {"median": result[above]["median"] / result[below]["median"]}
+    result["images/s"] = spread([batch / value for value in times["ours"]])
+    return result
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Give median, least and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def name_machine(device: torch.device) -> str:
+    """Say on what the times were taken."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+
+
+def say(line: str) -> None:
+    """Tell how far the benchmark is."""
+    print(line, file=sys.stderr, flush=True)
