@@ -36,6 +36,10 @@ class Size:
     batch: int
     """Images that go through the models at once."""
 
+    def __str__(self) -> str:
+        """Say how the models differ from the full ones."""
+        return f"widths, heads and tokens / {self.shrink}, {self.num_layers} decoder layers"
+
     @property
     def num_layers(self) -> int:
         """Of the decoder."""

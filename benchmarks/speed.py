@@ -39,10 +39,8 @@ def measure(size: Size, device: torch.device, repeats: int) -> dict[str, list[fl
                 torch.cuda.synchronize()
             if round_number >= 0:  # the one before warms up
                 seconds[name].append(time.perf_counter() - began)
-        say(
-            f"speed, round {round_number + 1} of {repeats}: "
-            + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items() if times)
-        )
+        last = ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items() if times)
+        say(f"speed, round {round_number + 1} of {repeats}: {last or 'warmed up'}")
     return seconds
 
 
@@ -77,22 +75,21 @@ def check_same(bench: Bench, plain: PlainLearner) -> None:
     The tolerance is for sums in another order: in float32, or in bfloat16 on an accelerator.
     """
     tolerance = 1e-4 if bench.mllm.device.type == "cpu" else 2e-2
-    learner = bench.learner
-    learner.learn(bench.batch)
-    ours = {name: by_layer.copy() for name, by_layer in learner.losses.items()}
-    probe = {name: bank.probes[str(bench.layers[0])] for name, bank in bench.banks.items()}
-    gradients = {name: gradient(module) / len(bench.batch.names) for name, module in probe.items()}
-    learner.optimizer.zero_grad(set_to_none=True)
-    losses = plain.learn()
-    for name, by_layer in losses.items():
+    probes = {name: bank.probes[str(bench.layers[0])] for name, bank in bench.banks.items()}
+    expected = plain.learn()
+    expected_gradients = {name: gradient(probe) for name, probe in probes.items()}
+    bench.learner.optimizer.zero_grad(set_to_none=True)
+    bench.learner.learn(bench.batch)
+    gradients = {name: gradient(probe) / len(bench.batch.names) for name, probe in probes.items()}
+    losses = bench.learner.finish_step()
+    for name, by_layer in expected.items():
         for layer, loss in by_layer.items():
-            expected = float(loss.detach())
-            difference = abs(float(ours[name][layer]) / len(bench.batch.names) - expected)
-            assert difference <= tolerance * expected, f"the losses of {name} at layer {layer} differ"
-        expected_gradient = gradient(probe[name])
-        error = (gradients[name] - expected_gradient).norm() / expected_gradient.norm()
-        assert error <= 5 * tolerance, f"the gradients of {name} differ by {float(error):.2g}"
-    learner.restart()
+            value = float(loss.detach())
+            if abs(losses[name][layer] - value) > tolerance * value:
+                raise AssertionError(f"{name}, layer {layer}: loss {losses[name][layer]} here, {value} the plain way")
+        error = (gradients[name] - expected_gradients[name]).norm() / expected_gradients[name].norm()
+        if error > 5 * tolerance:
+            raise AssertionError(f"{name}: the gradients of the two ways differ by {float(error):.2g}")
 
 
 def gradient(module: torch.nn.Module) -> Tensor:
