@@ -75,6 +75,7 @@ class StandInMLLM:
     revision = None
     hidden_size = WIDTH
     device = torch.device("cpu")
+    dtype = torch.float32
     builder = staticmethod(build_inputs)
 
     def __init__(self, num_layers: int = 4, informed: int | None = 2, noise: float = 0.3) -> None:

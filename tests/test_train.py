@@ -164,8 +164,8 @@ def test_the_learning_rate_rises_and_falls_along_a_cosine(settings: TrainSetting
     settings = replace(settings, images=str(tmp_path / "images"), targets="known", epochs=10, batch_size=1, warmup=0.1)
     fit(settings, mllm=StandInMLLM(1), targets=[KnownTarget()], progress=False)  # type: ignore[arg-type, list-item]
     log = [json.loads(line) for line in (Path(settings.out) / "train/log.jsonl").read_text().splitlines()]
-    for line in log[:-1]:
-        done = line["step"]
+    for line in log:
+        done = line["step"] - 1  # the first step is taken with the schedule's value at 0
         share = done / 10 if done < 10 else 0.5 * (1 + math.cos(math.pi * (done - 10) / 90))
         assert line["learning_rate"] == pytest.approx(settings.lr * share, rel=1e-6)
 
@@ -355,10 +355,10 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(
         saved.append(state["step"])
         real_save(state, path)
         if len(saved) == 3:
-            raise OSError(28, "No space left on device")
+            raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")  # PyTorch's words
 
     monkeypatch.setattr("innervision.train.torch.save", save)
-    with pytest.raises(InnerVisionError, match=r"cannot write .*state\.pt: No space left on device"):
+    with pytest.raises(InnerVisionError, match=r"cannot write .*state\.pt: .*unexpected pos.*is the disk full"):
         fit(settings, mllm=mllm, targets=targets, progress=False)
     folder = Path(settings.out) / "train"
     assert torch.load(folder / "state.pt", weights_only=True)["step"] == 2

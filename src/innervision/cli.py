@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser, commands = build_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    chosen = parser.parse_args([_with_underscores(word) for word in words])
+    chosen = parser.parse_args(_config_first([_with_underscores(word) for word in words]))
     name, options = chosen.command, chosen[chosen.command]
     if name == "evaluate":
         name, options = f"evaluate {options.task}", options[options.task]
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InnerVisionError as error:
         if "--debug" in words:
             traceback.print_exc()
+        print(f"innervision: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
         print(f"innervision: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -142,6 +145,15 @@ def _with_underscores(word: str) -> str:
         return word
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _config_first(words: list[str]) -> list[str]:
+    """Put --config before the other options of its command, so that it never undoes one of them."""
+    for i, word in enumerate(words):
+        if word == "--config" or word.startswith("--config="):
+            end = i + (2 if word == "--config" else 1)
+            return words[:1] + words[i:end] + words[1:i] + words[end:]
+    return words
 
 
 def _leaf(function: Command) -> ArgumentParser:

@@ -88,6 +88,7 @@ def evaluate_similarity(
     table = ScoreTable(run.scores, "similarity", _plan(settings, images))
     if table.is_complete(overwrite):
         return table.path
+    trained.dtype = trained.dtype or run.record().get("dtype")
     mllm = mllm or load_mllm(trained, settings.device)
     targets = targets or load_experts(trained, mllm)
     banks = {
@@ -163,13 +164,15 @@ class ScoreTable:
         plan = self.parts / "plan.json"
         if self.parts.exists() and not (plan.exists() and json.loads(plan.read_text()) == self.plan):
             shutil.rmtree(self.parts)
+        for left_over in self.parts.glob(".*"):  # half-written when a process was killed
+            left_over.unlink()
         if not plan.exists():
             with atomic_write(plan) as temporary:
                 temporary.write_text(json.dumps(self.plan))
 
     def num_parts(self) -> int:
         """Count the parts that are done; they are numbered from 0 without a gap."""
-        return len(list(self.parts.glob("*.parquet")))
+        return len(list(self.parts.glob("[0-9]*.parquet")))
 
     def write_part(self, number: int, images: Sequence[str], scores: Sequence[Score]) -> None:
         """Write one part: the scores of a batch of images."""
@@ -205,7 +208,7 @@ class ScoreTable:
     def finish(self, facts: dict[str, Any]) -> None:
         """Join the parts to one table and write what it was made from beside it."""
         with atomic_write(self.path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-            for part in sorted(self.parts.glob("*.parquet")):
+            for part in sorted(self.parts.glob("[0-9]*.parquet")):
                 writer.write_table(pq.read_table(part))
         with atomic_write(self.facts) as temporary:
             content = {"plan": self.plan, **facts, "versions": package_versions()}
@@ -222,7 +225,10 @@ def _similarity(
     scores: list[Score] = []
 
     def score(name: str, layer: int | None, source: str, prediction: Tensor) -> None:
-        by_metric = similarity(prediction, truth[name], banks[name].mean)
+        tensors = prediction, truth[name], banks[name].mean
+        if mllm.device.type == "mps":  # which has no float64
+            tensors = prediction.cpu(), truth[name].cpu(), banks[name].mean.cpu()
+        by_metric = similarity(*tensors)
         scores.extend(Score(name, layer, source, metric, values) for metric, values in by_metric.items())
 
     def score_layer(layer: int, states: Tensor, mask: Tensor) -> None:

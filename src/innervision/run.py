@@ -54,21 +54,21 @@ class RunFolder:
         return self.path / "probes" / f"{target}.safetensors"
 
     def check_free(self, settings: TrainSettings, resume: bool) -> None:
-        """Check that `settings` may be trained here.
+        """Check that `settings` may be trained here. A run of which nothing was saved yet may be begun anew.
 
         Raises:
             InnerVisionError: the folder holds a run already and `resume` is not asked for, or it is to be resumed
                 with other settings, or it holds something that is no run.
         """
         if self.yaml.exists():
-            if not resume:
+            if not resume and (self.state.exists() or any(self.path.glob("probes/*.safetensors"))):
                 raise InnerVisionError(
                     f"{self.path} holds a run already: add --resume to go on with it, or use another --out"
                 )
             differing = [
                 name for name in changed(asdict(self.settings()), asdict(settings)) if name not in FREE_TO_CHANGE
             ]
-            if differing:
+            if resume and differing:
                 raise InnerVisionError(
                     f"{self.path} was begun with other settings: {', '.join(differing)} (see {self.yaml})"
                 )
@@ -84,7 +84,7 @@ class RunFolder:
             InnerVisionError: one of them has changed.
         """
         before = self.record()
-        for key in ("mllm", "experts", "layers", "images"):
+        for key in ("mllm", "dtype", "experts", "layers", "images"):
             if before.get(key) != record[key]:
                 raise InnerVisionError(
                     f"{self.path} cannot be resumed: its {key} changed from {before.get(key)} to {record[key]}"

@@ -87,9 +87,10 @@ def fit(
         if run.state.exists():
             learner.restore(run.state)
         bad.add(list(learner.bad.items()))
-        _cut_log(run.log, learner.step)
+    track = _trackers(settings, run.path)
     run.write_settings(settings, record)
     run.log.parent.mkdir(parents=True, exist_ok=True)
+    _cut_log(run.log, learner.step)
 
     order = [micro for step in steps for micro in step]
     start = sum(len(step) for step in steps[: learner.step])
@@ -98,22 +99,27 @@ def fit(
     loader = iter(load_batches(batches, start=start, workers=settings.workers, pin_memory=on_gpu))
     bar = tqdm(total=len(images) * settings.epochs, unit="image", disable=not progress, dynamic_ncols=True)
     bar.update(sum(len(micro) for micro in order[:start]))
-    track = _trackers(settings, run.path)
     with bar, stop_signals() as stop, run.log.open("a") as log:
         for step in steps[learner.step :]:
             began = time.perf_counter()
             for _ in step:
                 batch = next(loader)
-                for name in bad.add(batch.bad):
+                try:
+                    new = bad.add(batch.bad)
+                finally:
+                    if batch.bad:
+                        run.write_bad_images(bad.reasons)
+                for name in new:
                     tqdm.write(f"left out {name}: {bad.reasons[name]}")
                 learner.learn(batch)
+            learning_rate = learner.learning_rate
             losses = learner.finish_step()
             seconds = time.perf_counter() - began
             size = sum(len(micro) for micro in step)
             line = {
                 "step": learner.step,
                 "of": len(steps),
-                "learning_rate": learner.learning_rate,
+                "learning_rate": learning_rate,
                 "images_per_second": round(size / seconds, 3),
                 "loss": losses,
             }
@@ -128,7 +134,7 @@ def fit(
             )
             bar.update(size)
             done = learner.step == len(steps)
-            if not done and (stop.asked or learner.step % settings.save_every == 0):
+            if done or stop.asked or learner.step % settings.save_every == 0:
                 learner.bad = bad.reasons
                 learner.save(run.state)
                 run.write_bad_images(bad.reasons)
@@ -215,7 +221,13 @@ class Learner:
                     (loss * size).backward()
                 self.losses[name][layer] = self.losses[name][layer] + loss.detach() * size
 
-        self.mllm.visit(inputs, learn_layer, self.layers, tokens=self.settings.tokens)
+        try:
+            self.mllm.visit(inputs, learn_layer, self.layers, tokens=self.settings.tokens)
+        except torch.OutOfMemoryError as error:
+            raise InnerVisionError(
+                f"{self.mllm.device} is out of memory with {size} images at once: lower micro_batch_size, or probe "
+                "fewer layers"
+            ) from error
 
     def finish_step(self) -> dict[str, dict[int, float]]:
         """Update the probes with the mean gradient over the step's images.
@@ -267,7 +279,10 @@ class Learner:
             "scheduler": self.scheduler.state_dict(),
         }
         with atomic_write(path) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # what it makes of a full disk
+                raise OSError(f"{error} (is the disk full?)") from error
 
     def restore(self, path: Path) -> None:
         """Go back to a saved state.
@@ -347,6 +362,7 @@ def _record(
         "images": {"found": len(images), "missing": len(images.missing), "names": images.fingerprint()},
         "parameters": {name: sum(p.numel() for p in bank.parameters()) for name, bank in banks.items()},
         "device": str(mllm.device),
+        "dtype": str(mllm.dtype).removeprefix("torch."),
     }
 
 
@@ -369,7 +385,10 @@ def _trackers(settings: TrainSettings, path: Path) -> Callable[[dict[str, float]
         return lambda values, step: None
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=True, log_with=settings.trackers.split(","), project_dir=path / "train")
+    try:
+        accelerator = Accelerator(cpu=True, log_with=settings.trackers.split(","), project_dir=path / "train")
+    except (ValueError, ImportError) as error:
+        raise InnerVisionError(f"trackers={settings.trackers!r} cannot be used: {error}") from error
     accelerator.init_trackers(
         "innervision",
         config={k: v for k, v in asdict(settings).items() if not isinstance(v, dict | type(None))},

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL.Image import Image
@@ -26,6 +26,12 @@ class Batch:
     """For every target (B, 3, H, W), what its expert takes."""
     bad: list[tuple[str, str]]
     """(name, reason) of every image that is left out."""
+
+    def pin_memory(self) -> "Batch":
+        """Give a copy in page-locked memory (what a DataLoader asks for)."""
+        inputs = self.inputs.pin_memory() if self.inputs is not None else None
+        pixels = {name: tensor.pin_memory() for name, tensor in self.pixels.items()}
+        return replace(self, inputs=inputs, pixels=pixels)
 
 
 @dataclass
@@ -122,4 +128,5 @@ class BadImages:
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may go to the whole process group
+        signal.signal(number, signal.SIG_IGN)

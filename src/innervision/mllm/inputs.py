@@ -65,7 +65,9 @@ class Inputs:
         if layer >= 0:
             return self.grid
         side = round(num_tokens**0.5)
-        one_square = self.tiles is not None and bool((self.tiles == 1).all()) and side**2 == num_tokens
+        pixels = self.tensors.get("pixel_values")
+        padded = "image_sizes" in self.tensors or pixels is None or pixels.shape[-1] != pixels.shape[-2]
+        one_square = not padded and self.tiles is not None and bool((self.tiles == 1).all()) and side**2 == num_tokens
         if one_square:
             centres = cell_centres(side, side).to(self.grid.device)
             return centres.expand(len(self.mask), -1, -1)

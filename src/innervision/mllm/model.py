@@ -95,7 +95,10 @@ class MLLM:
             InnerVisionError: there is no such model, it is not an image-text model, weights are missing, or its
                 layers cannot be found.
         """
-        device = torch.device(device) if device is not None else default_device()
+        try:
+            device = torch.device(device) if device is not None else default_device()
+        except RuntimeError as error:
+            raise InnerVisionError(f"there is no device {device!r}: use cpu, cuda, cuda:1, mps …") from error
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         if quantization and random_weights:
             raise InnerVisionError("random_weights cannot be combined with quantization")
@@ -110,8 +113,9 @@ class MLLM:
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
                         config, dtype=dtype, trust_remote_code=trust_remote_code
-                    ).to(device)
+                    )
                     _redraw_zeros(model)
+                model.to(device)
             else:
                 model = _load_weights(name, dtype, device, quantization, source)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
@@ -129,6 +133,11 @@ class MLLM:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the states."""
+        return self.model.dtype
 
     def has_vision_layer(self) -> bool:
         """Whether layer -1 exists: a vision tower hands its features to a projector."""
@@ -209,8 +218,11 @@ class MLLM:
         for module in decoder.modules():
             for owner in (module, *module.parameters(recurse=False), *module.buffers(recurse=False)):
                 owner.__dict__.pop("_is_hf_initialized", None)
+        device = self.device
+        decoder.to("cpu")  # where a seed gives the same numbers on every machine
         with fixed_seed(seed):
             decoder.initialize_weights()
+        decoder.to(device)
 
 
 class _LastLayerSeen(Exception):

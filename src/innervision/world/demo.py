@@ -32,7 +32,7 @@ def run_demo(out: Path) -> None:
     Raises:
         InnerVisionError: the folder holds something else, or the disk is full.
     """
-    demonstrate(out, train=256, val=64, epochs=3)
+    demonstrate(out, train=192, val=48, epochs=2)
 
 
 def demonstrate(out: Path, train: int, val: int, epochs: int, *, progress: bool = True) -> list[Path]:
