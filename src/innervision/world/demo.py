@@ -15,8 +15,8 @@ from innervision.world.dataset import write_scenes
 from innervision.world.models import SIZE, save_models
 
 PROBES = {
-    "resampler": ("the paper's probe", ProbeSettings()),
-    "positions": ("with positions", ProbeSettings(positions=True)),
+    "resampler": ("a random LLaVA", ProbeSettings()),
+    "positions": ("a random LLaVA, with positions", ProbeSettings(positions=True)),
 }
 """The runs of the demo: folder, label in the figure, and probe."""
 
