@@ -55,7 +55,7 @@ class Size:
         return max(1, full // self.shrink)
 
 
-SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 2, 8), "tiny": Size(16, 8, 2)}
+SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 4, 4), "tiny": Size(16, 8, 2)}
 """For speed, by name: for an accelerator, for two CPU cores, and to see in seconds whether the benchmark works."""
 MEMORY_SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 1, 2), "tiny": Size(16, 1, 2)}
 """For memory: all have the 32 decoder layers."""
