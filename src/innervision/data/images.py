@@ -72,6 +72,20 @@ def read_image(path: str | Path) -> Image.Image:
     return rgb
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Give (height, width) of an image as `read_image` gives it; only the head of the file is read.
+
+    Raises:
+        BadImage: no such file, empty, or not an image of a known format.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+    except Exception as error:  # on a broken file the decoders raise nearly anything
+        raise BadImage(os.fspath(path), _reason(path, error)) from error
+
+
 @functools.cache
 def _formats() -> list[str]:
     """Those of `FORMATS` that the installed Pillow has."""

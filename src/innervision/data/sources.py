@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,45 @@ def find_images(source: str | Path, split: str | None = None) -> ImageSet:
         )
     _check_names(images.names)
     return images
+
+
+def images_inside(folder: Path, names: list[str], source: Path) -> ImageSet:
+    """Look in `folder` for the files that the annotations `source` name; each counts once.
+
+    Args:
+        folder: root of the names.
+        names: relative to it, with `/`.
+        source: named in errors.
+
+    Raises:
+        InnerVisionError: a name, or a link behind it, leads out of the folder.
+    """
+    names = list(dict.fromkeys(check_inside(source, name) for name in names))
+    paths = [os.path.join(str(folder), name) for name in names]
+    files = _files(paths)
+    _refuse_links_outwards(source, folder, names, paths, files)
+    _check_names(names)
+    return _divide(names, paths, files)
+
+
+def check_inside(source: Path, name: str) -> str:
+    """Normalise a relative file name that the annotations `source` hold.
+
+    Raises:
+        InnerVisionError: it leads out of the folder that it is relative to.
+    """
+    if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+        raise InnerVisionError(_outwards(source, name))
+    return posixpath.normpath(name)
+
+
+def read_json(source: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InnerVisionError: it does not exist, cannot be read or is not JSON.
+    """
+    return _parse(source, json.loads)
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
@@ -172,17 +211,21 @@ def _from_annotations(source: Path) -> ImageSet:
 
 def _coco_file_names(source: Path) -> list[str]:
     """Every `file_name` of a COCO annotation file once, normalised, none leading out of its folder."""
-    try:
-        images = _images_member(source.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise InnerVisionError(f"cannot read {source}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InnerVisionError(f"{source} is not valid JSON ({error}): is the file complete?") from error
+    images = _parse(source, _images_member)
     if not isinstance(images, list):
         raise InnerVisionError(f"{source} is not a COCO annotation file: it has no list 'images'")
     if not images:
         raise InnerVisionError(f"no images in {source}: its list 'images' is empty")
     return list(dict.fromkeys(_file_name(source, image) for image in images))
+
+
+def _parse(source: Path, decode: Callable[[str], Any]) -> Any:
+    try:
+        return decode(source.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise InnerVisionError(f"cannot read {source}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InnerVisionError(f"{source} is not valid JSON ({error}): is the file complete?") from error
 
 
 def _images_member(text: str) -> Any:
@@ -207,9 +250,7 @@ def _file_name(source: Path, image: Any) -> str:
         raise InnerVisionError(
             f"{source} is not a COCO annotation file: an entry of 'images' has no 'file_name': {image!r:.80}"
         )
-    if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
-        raise InnerVisionError(_outwards(source, name))
-    return posixpath.normpath(name)
+    return check_inside(source, name)
 
 
 def _outwards(source: Path, name: str) -> str:

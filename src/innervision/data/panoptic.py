@@ -1,0 +1,151 @@
+"""COCO's panoptic annotations as label maps for semantic segmentation (format: cocodataset.org/#format-data).
+
+ROOT/annotations/panoptic_val2017.json         segments of each image, and the categories
+ROOT/annotations/panoptic_val2017/X.png        segment id of each pixel = red + 256 · green + 256² · blue
+ROOT/val2017/X.jpg                             the images
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from innervision.data.sources import ImageSet, check_inside, find_images, images_inside, read_json
+from innervision.errors import InnerVisionError
+
+VOID = 255
+"""Label of pixels that belong to no category and are left out of scores."""
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """The annotation of one image."""
+
+    path: Path
+    """The PNG."""
+    segments: dict[int, int]
+    """Segment id -> label, the place of its category in the annotation file; crowds are segments as well."""
+
+    def labels(self) -> NDArray[np.uint8]:
+        """Read the map: the label of each pixel, VOID where its segment is not known.
+
+        Raises:
+            InnerVisionError: the PNG is missing, broken or holds no colours.
+        """  # (H, W)
+        try:
+            with Image.open(self.path, formats=["PNG"]) as image:
+                if image.mode not in ("RGB", "RGBA"):
+                    raise ValueError(f"its mode is {image.mode}, not RGB")
+                colours = np.asarray(image.convert("RGB"), dtype=np.int32)
+        except Exception as error:  # on a broken file the decoder raises nearly anything
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise InnerVisionError(f"cannot read the panoptic map {self.path}: {reason}") from error
+        ids = colours @ np.array([1, 256, 256**2], dtype=np.int32)
+        labels = np.full(ids.shape, VOID, dtype=np.uint8)
+        for segment, label in self.segments.items():
+            labels[ids == segment] = label
+        return labels
+
+
+@dataclass(frozen=True)
+class Panoptic:
+    """Images, their maps and what the labels mean."""
+
+    images: ImageSet
+    maps: dict[str, PanopticMap]
+    """By the name of the image."""
+    categories: list[str]
+    """Name of each label from 0 on."""
+
+
+def read_panoptic(source: str | Path, split: str | None = None) -> Panoptic:
+    """Read COCO's panoptic annotations of one split, and find the images.
+
+    An image without an annotation, or whose PNG is not there, counts as missing.
+
+    Args:
+        source: the root of COCO, or the annotation file (`panoptic_val2017.json`), with its PNGs in the folder of
+            the same name beside it.
+        split: such as val2017; can be left out where there is but one.
+
+    Raises:
+        InnerVisionError: the annotations cannot be had or are not in this format; none of the images is there.
+    """
+    source = find_annotations(source, split)
+    content = read_json(source)
+    found, categories = read_maps(source, content)
+    images = find_images(source)
+    identities = {check_inside(source, image["file_name"]): image.get("id") for image in content["images"]}
+    maps = {name: found[identities[name]] for name in images.names if identities[name] in found}
+    if not maps:
+        raise InnerVisionError(f"none of the {len(images)} images of {source} has a map in {source.with_suffix('')}")
+    present = [index for index, name in enumerate(images.names) if name in maps]
+    missing = [(name, f"no panoptic map in {source.with_suffix('')}") for name in images.names if name not in maps]
+    images = ImageSet([images.paths[i] for i in present], [*maps], images.missing + missing)
+    return Panoptic(images, maps, categories)
+
+
+def find_annotations(source: str | Path, split: str | None = None) -> Path:
+    """Find the panoptic annotation file of a COCO folder; a file is given back as it is.
+
+    Raises:
+        InnerVisionError: there is none, or there are several and `split` does not say which.
+    """
+    source = Path(source).expanduser()
+    if not source.is_dir():
+        if split is not None:
+            raise InnerVisionError(f"{source} is no folder: only a COCO folder has splits such as {split!r}")
+        return source
+    folder = source / "annotations"
+    found = sorted(folder.glob("panoptic_*.json" if split is None else f"panoptic_{split}.json"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InnerVisionError(f"{folder} has several panoptic files: name one, such as {found[-1]}, or its split")
+    raise InnerVisionError(f"no panoptic annotations: {folder}/panoptic_{split or '*'}.json does not exist")
+
+
+def read_maps(source: Path, content: Any) -> tuple[dict[int, PanopticMap], list[str]]:
+    """Take from the content of a panoptic annotation file the maps that are there, by image id, and the label names.
+
+    Where the file lists no categories, as extracts of COCO's own may not, they are COCO's 133, named by their ids.
+
+    Raises:
+        InnerVisionError: it is not in COCO's panoptic format, or names a file outside of its folder.
+    """
+    folder = source.with_suffix("")
+    try:
+        entries = {check_inside(source, entry["file_name"]): entry for entry in content["annotations"]}
+        categories = content.get("categories") or [{"id": number, "name": str(number)} for number in COCO_IDS]
+        names = [str(category["name"]) for category in categories]
+        labels = {category["id"]: label for label, category in enumerate(categories)}
+        files = images_inside(folder, list(entries), source)
+        maps = {
+            entries[name]["image_id"]: PanopticMap(
+                path, {part["id"]: labels[part["category_id"]] for part in entries[name]["segments_info"] if part["id"]}
+            )
+            for name, path in zip(files.names, files.paths, strict=True)
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InnerVisionError(
+            f"{source} is not a COCO panoptic file ({type(error).__name__}: {error}): it needs annotations with "
+            "image_id, file_name and segments_info (id, category_id), and categories (id, name)"
+        ) from error
+    if len(labels) < len(names) or len(names) > VOID:
+        raise InnerVisionError(f"{source} lists a category twice, or more than {VOID} of them")
+    return maps, names
+
+
+_RANGES = (
+    "1-11 13-25 27-28 31-44 46-65 67 70 72-82 84-90 92-93 95 100 107 109 112 118-119 122 125 128 130 133 138 141 "
+    "144-145 147-149 151 154-156 159 161 166 168 171 175-178 180-181 184-200"
+)
+COCO_IDS = [
+    number
+    for first, _, last in (part.partition("-") for part in _RANGES.split())
+    for number in range(int(first), int(last or first) + 1)
+]
+"""COCO's 133 panoptic categories in the order of its annotation files."""
