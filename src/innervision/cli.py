@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, options = chosen.command, chosen[chosen.command]
     if name == "evaluate":
         name, options = f"evaluate {options.task}", options[options.task]
+    elif name == "world":
+        name, options = f"world {options.action}", options[options.action]
     command = commands[name]
     try:
         if not options.pop("debug"):
@@ -86,6 +88,25 @@ def demo(parser: ArgumentParser, options: Namespace) -> None:
     run_demo(Path(options.out))
 
 
+def world_build(parser: ArgumentParser, options: Namespace) -> None:
+    """Train the models that come with the package again, from nothing."""
+    from innervision.world.build import build
+
+    only = options.only.split(",") if options.only else None
+    build(Path(options.out), only, seed=options.seed, effort=options.effort)
+    print(f"next: innervision world card --out {options.out}")
+
+
+def world_card(parser: ArgumentParser, options: Namespace) -> None:
+    """Measure the models that come with the package on held-out scenes, and write their card."""
+    from innervision.identity import MODELS
+    from innervision.world.card import write_card
+
+    path = write_card(Path(options.out or MODELS))
+    print(path.read_text())
+    print(path)
+
+
 Command = Callable[[ArgumentParser, Namespace], None]
 
 
@@ -130,11 +151,26 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     demonstrator = _leaf(demo)
     demonstrator.add_argument("--out", default="runs/demo", help="Folder of the demo's runs and figures.")
     commands.add_subcommand("demo", demonstrator, help=demo.__doc__)
+
+    world = ArgumentParser(description="Make and measure the models that come with the package.")
+    commands.add_subcommand("world", world, help=world.description)
+    actions = world.add_subcommands(dest="action", title="actions", metavar="ACTION")
+    builder = _leaf(world_build)
+    builder.add_argument("--out", default="runs/world", help="Folder of the models.")
+    builder.add_argument("--only", type=str | None, help="Parts to train, such as depth,seg; by default all.")
+    builder.add_argument("--seed", type=int, default=0, help="Of the weights and of the order of the scenes.")
+    builder.add_argument("--effort", type=float, default=1.0, help="Share of the full training to do, for a try.")
+    actions.add_subcommand("build", builder, help=world_build.__doc__)
+    card = _leaf(world_card)
+    card.add_argument("--out", type=str | None, help="Folder of the models; by default the package's own.")
+    actions.add_subcommand("card", card, help=world_card.__doc__)
     functions: dict[str, Command] = {
         "train": train,
         "evaluate similarity": evaluate_similarity,
         "plot": plot,
         "demo": demo,
+        "world build": world_build,
+        "world card": world_card,
     }
     return parser, functions
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a name stands for: a commit on the Hub, or the content of a folder."""
+"""Which checkpoint a name stands for: a model of the package, a commit on the Hub, or the content of a folder."""
 
 import hashlib
 from pathlib import Path
@@ -6,17 +6,45 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import CONFIG_NAME, extract_commit_hash
 
+from innervision.errors import InnerVisionError
+
 STRIDE, SAMPLE = 1 << 20, 1 << 12
 """Of every megabyte of a file these many bytes go into a fingerprint; of a smaller file all do."""
+
+
+MODELS = Path(__file__).parent / "world" / "models"
+"""The folders of the models that come with the package."""
+
+
+def locate(name: str) -> str:
+    """Give the folder of `world/NAME`, a model that comes with the package; other names stay as they are.
+
+    A folder of one's own that is called so is named `./world/NAME`.
+
+    Raises:
+        InnerVisionError: the package holds no such model.
+    """
+    place, slash, model = name.partition("/")
+    if place != "world" or not slash:
+        return name
+    found = sorted(folder.name for folder in MODELS.glob("[!.]*/"))
+    if model not in found:
+        names = ", ".join(f"world/{folder}" for folder in found) or "none"
+        raise InnerVisionError(
+            f"there is no model {name!r} in the package; there are: {names}\nA folder of your own is named ./{name}"
+        )
+    return str(MODELS / model)
 
 
 def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Give the name and the revision that tell a checkpoint from others, wherever it lies.
 
-    For a folder its own name and its fingerprint, for a model on the Hub its id and its commit.
+    For a folder its own name (for a model of the package `world/NAME`) and its fingerprint, for a model on the Hub
+    its id and its commit.
     """
-    if Path(name).is_dir():
-        return Path(name).resolve().name, fingerprint(name)
+    folder = locate(name)
+    if Path(folder).is_dir():
+        return Path(name).resolve().name if folder == name else name, fingerprint(folder)
     return name, hub_commit(name, revision)
 
 

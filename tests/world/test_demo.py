@@ -13,7 +13,7 @@ from innervision.report.tables import read_scores
 from innervision.run import RunFolder
 from innervision.targets import load_targets
 from innervision.world.demo import demonstrate
-from innervision.world.models import SIZE, save_models
+from innervision.world.random_models import SIZE, save_models
 
 
 @pytest.fixture(scope="module")

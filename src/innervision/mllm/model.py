@@ -19,7 +19,7 @@ from transformers import (
 
 from innervision.config import VISION
 from innervision.errors import InnerVisionError
-from innervision.identity import hub_commit, identify
+from innervision.identity import hub_commit, identify, locate
 from innervision.mllm.architecture import (
     Decoder,
     find_decoder,
@@ -81,7 +81,7 @@ class MLLM:
         """Load an image-text model from the Hugging Face Hub or a folder.
 
         Args:
-            name: a Hub id or the path of a folder that `save_pretrained` wrote.
+            name: a Hub id, the path of a folder that `save_pretrained` wrote, or `world/NAME`, a model of the package.
             revision: branch, tag or commit on the Hub.
             dtype: of the weights; by default bfloat16 on an accelerator, float32 on a CPU.
             device: by default the accelerator, where there is one.
@@ -103,12 +103,13 @@ class MLLM:
         if quantization and random_weights:
             raise InnerVisionError("random_weights cannot be combined with quantization")
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        folder = locate(name)
         try:
-            config = AutoConfig.from_pretrained(name, **source)
+            config = AutoConfig.from_pretrained(folder, **source)
             if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
                 raise ValueError(f"a {config.model_type} model is not an image-text model of Transformers")
-            source["revision"] = hub_commit(name, revision)
-            processor = AutoProcessor.from_pretrained(name, **source)
+            source["revision"] = hub_commit(folder, revision)
+            processor = AutoProcessor.from_pretrained(folder, **source)
             if random_weights == "all":
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
@@ -117,7 +118,7 @@ class MLLM:
                     _redraw_zeros(model)
                 model.to(device)
             else:
-                model = _load_weights(name, dtype, device, quantization, source)
+                model = _load_weights(folder, dtype, device, quantization, source)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             raise InnerVisionError(f"cannot load the MLLM {name!r}: {_first_sentence(error)}") from error
         name, revision = identify(name, source["revision"])

@@ -13,7 +13,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from innervision.errors import InnerVisionError
-from innervision.identity import hub_commit
+from innervision.identity import hub_commit, locate
 
 
 @dataclass
@@ -24,22 +24,25 @@ class Checkpoint:
     """
 
     expert: str
-    """A Hub id or the path of a folder."""
+    """A Hub id, the path of a folder, or `world/NAME`, a model of the package."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; once the configuration is read, the commit where the Hub tells it."""
+
+    def __post_init__(self) -> None:
+        self.source = locate(self.expert)
 
     def load_config(self, *, subfolder: str = "", model_type: str | None = None) -> PreTrainedConfig:
         """Read the model's configuration; it must be of `model_type`, where that is given."""
         with self._loading():
             config = AutoConfig.from_pretrained(
-                self.expert, revision=self.revision, subfolder=subfolder, trust_remote_code=False
+                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False
             )
         if model_type is not None and config.model_type != model_type:
             raise InnerVisionError(
                 f"{self.expert} is a {config.model_type!r} model, but a {model_type!r} model is needed here"
             )
         file = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
-        self.revision = hub_commit(self.expert, self.revision, file)
+        self.revision = hub_commit(self.source, self.revision, file)
         return config
 
     def load_model(
@@ -53,7 +56,7 @@ class Checkpoint:
         """
         with self._loading():
             model, report = model_class.from_pretrained(
-                self.expert,
+                self.source,
                 config=config,
                 revision=self.revision,
                 subfolder=subfolder,
@@ -72,7 +75,7 @@ class Checkpoint:
         """Load the image processor; `settings` replace what its file says."""
         with self._loading():
             return processor_class.from_pretrained(
-                self.expert,
+                self.source,
                 revision=self.revision,
                 subfolder=subfolder,
                 trust_remote_code=False,

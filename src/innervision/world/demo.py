@@ -12,7 +12,7 @@ from innervision.report.tables import format_table, read_scores, summarize
 from innervision.run import RunFolder
 from innervision.train import fit
 from innervision.world.dataset import write_scenes
-from innervision.world.models import SIZE, save_models
+from innervision.world.random_models import SIZE, save_models
 
 PROBES = {
     "resampler": ("a random LLaVA", ProbeSettings()),

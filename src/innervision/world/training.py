@@ -1,0 +1,127 @@
+"""What the trainings of the world's models share: scenes in bulk, the loop, and how weights are saved."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from innervision.files import atomic_write
+from innervision.world.dataset import FIRST_INDEX
+from innervision.world.scenes import VERSION, render
+
+SIZE = 112
+"""Side in pixels of the scenes that the models learn from and are measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """Many scenes of one split in arrays, scene i with index `first + i`; training scenes lie on the disk."""
+
+    seed: int
+    first: int
+    images: NDArray[np.uint8]  # (N, H, W, 3)
+    depths: NDArray[np.float16]  # (N, H, W) metres
+    panoptic: NDArray[np.uint8]  # (N, H, W) segment ids, as `Scene.panoptic`
+    semantic: NDArray[np.uint8]  # (N, H, W) position of the pixel's category in CATEGORIES
+    objects: list[list[dict[str, Any]]]  # fields of each `SceneObject`, and whether it is `named`
+    captions: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_scenes(folder: Path, split: str, count: int, seed: int = 0, *, progress: bool = True) -> Scenes:
+    """Give the first `count` scenes of `split` ("train" or "val"), which are rendered to `folder` once.
+
+    Raises:
+        InnerVisionError: the disk is full or the folder cannot be written.
+    """
+    first = FIRST_INDEX[split]
+    stem = f"{split}-v{VERSION}-s{seed}-n{count}"
+    facts = folder / f"{stem}.json"
+    kinds: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "images": (np.uint8, (3,)),
+        "depths": (np.float16, ()),
+        "panoptic": (np.uint8, ()),
+        "semantic": (np.uint8, ()),
+    }
+    paths = {kind: folder / f"{stem}-{kind}.npy" for kind in kinds}
+    if not facts.exists():  # it is written last
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            kind: np.lib.format.open_memmap(paths[kind], "w+", dtype, (count, SIZE, SIZE, *rest))
+            for kind, (dtype, rest) in kinds.items()
+        }
+        words: dict[str, list[Any]] = {"objects": [], "captions": []}
+        for i in tqdm(range(count), desc=f"{split} scenes", unit="scene", disable=not progress):
+            scene = render(seed, first + i, SIZE)
+            positions = np.zeros(256, np.uint8)
+            for segment in scene.segments:
+                positions[segment.id] = segment.category_id - 1
+            arrays["images"][i], arrays["depths"][i] = scene.image, scene.depth
+            arrays["panoptic"][i], arrays["semantic"][i] = scene.panoptic, positions[scene.panoptic]
+            words["objects"].append([asdict(item) | {"named": item.named} for item in scene.objects])
+            words["captions"].append(scene.captions)
+        for array in arrays.values():
+            array.flush()
+        with atomic_write(facts) as path:
+            path.write_text(json.dumps(words))
+    loaded = {kind: np.load(path, mmap_mode="r") for kind, path in paths.items()}
+    return Scenes(seed, first, **loaded, **json.loads(facts.read_text()))
+
+
+def optimize(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    steps: int,
+    lr: float,
+    *,
+    weight_decay: float = 0.02,
+    warmup: float = 0.05,
+    label: str = "",
+    progress: bool = True,
+) -> None:
+    """Minimise `loss(step)` over the trainable parameters of `model` with AdamW.
+
+    The learning rate rises over the share `warmup` of the steps to `lr` and falls to 0 by a half cosine;
+    gradients are cut to norm 1, and vectors (norms, biases) do not decay.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": weight_decay},
+        {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    rise = max(1, round(warmup * steps))
+
+    def rate(step: int) -> float:
+        after = (step - rise) / max(1, steps - rise)
+        return (step + 1) / rise if step < rise else (1 + math.cos(math.pi * after)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    model.train()
+    with tqdm(range(steps), desc=label, unit="step", disable=not progress) as bar:
+        for step in bar:
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(step)
+            value.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 50 == 0:
+                bar.set_postfix(loss=f"{value.item():.3f}")
+    model.eval()
+
+
+def save_half(model: Any, folder: Path) -> None:
+    """Save a model (or pipeline) in half precision with its class's own `save_pretrained`; it stays as it is."""
+    copy.deepcopy(model).to(dtype=torch.float16).save_pretrained(folder)
