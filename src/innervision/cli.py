@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, options = chosen.command, chosen[chosen.command]
     if name == "evaluate":
         name, options = f"evaluate {options.task}", options[options.task]
+    elif name == "data":
+        name, options = f"data {options.what}", options[options.what]
     elif name == "world":
         name, options = f"world {options.action}", options[options.action]
     command = commands[name]
@@ -79,6 +81,26 @@ def plot(parser: ArgumentParser, options: Namespace) -> None:
 
     for path in plot_curves([Path(run) for run in options.runs], Path(options.out), options.metrics.split(",")):
         print(path)
+
+
+def data_scenes(parser: ArgumentParser, options: Namespace) -> None:
+    """Write synthetic scenes with exact truth, in the layouts of COCO and DA-2K."""
+    from innervision.world.dataset import write_scenes
+
+    out = Path(options.out)
+    write_scenes(out, options.train, options.val, options.seed, options.size, options.workers)
+    print(f"{out}  see its README.md")
+
+
+def data_semantic(parser: ArgumentParser, options: Namespace) -> None:
+    """Turn COCO's panoptic annotations into semantic label maps (PNG)."""
+    from innervision.data.semantic import write_semantic
+
+    written = write_semantic(options.coco, options.split, options.workers)
+    print(
+        f"{written.folder}  {written.maps} maps"
+        + (f"; {written.missing} more are listed but not there" if written.missing else "")
+    )
 
 
 def demo(parser: ArgumentParser, options: Namespace) -> None:
@@ -148,6 +170,23 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     plotter.add_argument("--metrics", default="cosine,centred_cosine", help="Scores to draw, one row of panels each.")
     commands.add_subcommand("plot", plotter, help=plot.__doc__)
 
+    data = ArgumentParser(description="Make, fetch or convert data.")
+    commands.add_subcommand("data", data, help=data.description)
+    kinds = data.add_subcommands(dest="what", title="data", metavar="DATA")
+    scenes = _leaf(data_scenes)
+    scenes.add_argument("out", help="Folder of the scenes; empty, or of a call that was interrupted.")
+    scenes.add_argument("--train", type=int, required=True, help="Scenes of train2017.")
+    scenes.add_argument("--val", type=int, required=True, help="Scenes of val2017 and of the depth pairs.")
+    scenes.add_argument("--seed", type=int, default=0, help="Each seed is a world of its own.")
+    scenes.add_argument("--size", type=int, default=112, help="Side of the images in pixels.")
+    scenes.add_argument("--workers", type=int, default=1, help="Processes.")
+    kinds.add_subcommand("scenes", scenes, help=data_scenes.__doc__)
+    semantic = _leaf(data_semantic)
+    semantic.add_argument("coco", help="Root of COCO, or a panoptic annotation file.")
+    semantic.add_argument("--split", type=str | None, help="Such as val2017; not needed where there is but one.")
+    semantic.add_argument("--workers", type=int, default=1, help="Processes.")
+    kinds.add_subcommand("semantic", semantic, help=data_semantic.__doc__)
+
     demonstrator = _leaf(demo)
     demonstrator.add_argument("--out", default="runs/demo", help="Folder of the demo's runs and figures.")
     commands.add_subcommand("demo", demonstrator, help=demo.__doc__)
@@ -168,6 +207,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
         "train": train,
         "evaluate similarity": evaluate_similarity,
         "plot": plot,
+        "data scenes": data_scenes,
+        "data semantic": data_semantic,
         "demo": demo,
         "world build": world_build,
         "world card": world_card,

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from innervision.cli import main
 from innervision.errors import InnerVisionError
 from innervision.world import dataset
 from innervision.world.dataset import FIRST_INDEX, choose_pairs, mean_depth, write_scenes
@@ -222,3 +223,9 @@ def test_a_split_without_scenes_is_left_out(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "t/annotations").glob("*.json")}
     assert names == {"captions_train2017.json", "panoptic_train2017.json"}
     assert not (tmp_path / "t/da2k").exists()
+
+
+def test_a_command_writes_them(out: Path, tmp_path: Path) -> None:
+    words = ["--train", "7", "--val", "12", "--seed", "1", "--size", str(SIZE)]
+    assert main(["data", "scenes", str(tmp_path / "again"), *words]) == 0
+    assert contents(tmp_path / "again") == contents(out)

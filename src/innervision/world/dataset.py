@@ -12,10 +12,7 @@ An image's id is the index of its scene: `render(seed, id, size)` gives all else
 
 import json
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from tqdm import tqdm
 
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
+from innervision.processes import map_in_processes
 from innervision.world.scenes import CATEGORIES, VERSION, Dice, Scene, depth_map, render
 
 FIRST_INDEX = {"train": 1, "val": 500_000_001}
@@ -60,7 +58,7 @@ def write_scenes(
             for index in range(first, first + counts[split], _CHUNK)
         ]
         with tqdm(total=train + val, unit="scene", disable=not progress) as bar:
-            for written in _run(tasks, workers):
+            for written in map_in_processes(_write_chunk, tasks, workers):
                 bar.update(written)
         for left_behind in out.rglob(".[0-9]*-*"):  # temporary files of a call that was killed
             left_behind.unlink()
@@ -168,15 +166,6 @@ def _claim(out: Path, settings: dict[str, int]) -> None:
             path.write_text(json.dumps(settings))
         with atomic_write(out / "README.md") as path:
             path.write_text(_README)
-
-
-def _run(tasks: list[Task], workers: int) -> Iterator[int]:
-    if workers == 1:
-        yield from map(_write_chunk, tasks)
-        return
-    # Spawned, not forked: the caller may have threads running, and a fork may inherit their locks.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_write_chunk, tasks)
 
 
 def _write_chunk(task: Task) -> int:
