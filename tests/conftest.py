@@ -1,4 +1,4 @@
-"""Shared fixtures. Two threads, so that a run on two cores neither waits nor crowds."""
+"""Shared fixtures. Two threads unless OMP_NUM_THREADS says otherwise, so that a run on two cores does not crowd."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Reference numbers and real images, where this checkout has them beside it; tests that need them skip else."""

@@ -324,6 +324,13 @@ def test_missing_images_stop_the_run_before_any_model_is_loaded(settings: TrainS
         fit(replace(settings, images=str(source), mllm="no/such-model"), progress=False)
 
 
+def test_broken_images_stop_a_small_set_before_any_model_is_loaded(settings: TrainSettings, tmp_path: Path) -> None:
+    images = write_noise_images(tmp_path / "images", 8)
+    (images / "0007.png").write_bytes((images / "0007.png").read_bytes()[:50])
+    with pytest.raises(InnerVisionError, match="1 of 8 images are missing or broken"):
+        fit(replace(settings, images=str(images), mllm="no/such-model"), progress=False)
+
+
 def test_an_image_that_the_mllm_cannot_take_is_left_out(folder: Path, tmp_path: Path, settings: TrainSettings) -> None:
     """Qwen2-VL refuses images that are more than 200 times as wide as high."""
     save_tiny("qwen2_vl", tmp_path / "qwen")

@@ -68,6 +68,8 @@ def fit(
     run.check_free(settings, resume)
     images = find_images(settings.images)
     bad = BadImages(images, settings.max_bad)
+    for name in bad.look_ahead(images):
+        tqdm.write(f"left out {name}: {bad.reasons[name]}")
     mllm = mllm or load_mllm(settings)
     targets = targets or load_experts(settings, mllm)
     layers = parse_layers(settings.layers, mllm.num_layers, mllm.has_vision_layer())
@@ -89,6 +91,8 @@ def fit(
         bad.add(list(learner.bad.items()))
     track = _trackers(settings, run.path)
     run.write_settings(settings, record)
+    if bad.reasons:
+        run.write_bad_images(bad.reasons)
     run.log.parent.mkdir(parents=True, exist_ok=True)
     _cut_log(run.log, learner.step)
 

@@ -1,11 +1,13 @@
 """Images read and prepared in the background, batch by batch, in an order that is fixed beforehand."""
 
+import random
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL.Image import Image
+from scipy.stats import binomtest
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -119,12 +121,37 @@ class BadImages:
         new = [name for name, _ in bad if name not in self.reasons]
         self.reasons.update(bad)
         if len(self.reasons) > self.limit * self.total:
-            shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:3])
-            raise InnerVisionError(
-                f"{len(self.reasons)} of {self.total} images are missing or broken, more than max_bad="
-                f"{self.limit:g} allows ({shown}{'; …' if len(self.reasons) > 3 else ''})"
-            )
+            raise self._too_many(f"{len(self.reasons)} of {self.total} images", self.reasons)
         return new
+
+    def look_ahead(self, images: ImageSet, sample: int = 500) -> list[str]:
+        """Read some images before the work starts: all of a small set, a fixed random sample of a large one.
+
+        Returns:
+            The names of the broken ones, which count from now on.
+
+        Raises:
+            InnerVisionError: there are too many, or so many in the sample that fewer than `limit` of all could
+                hardly be broken (one-sided binomial test, p < 0.001).
+        """
+        chosen = sorted(random.Random(0).sample(range(len(images)), min(sample, len(images))))
+        broken = {}
+        for i in chosen:
+            try:
+                read_image(images.paths[i])
+            except BadImage as error:
+                broken[images.names[i]] = error.reason
+        new = self.add(list(broken.items()))
+        if broken and binomtest(len(broken), len(chosen), self.limit, alternative="greater").pvalue < 0.001:
+            raise self._too_many(f"{len(broken)} of {len(chosen)} images drawn at random", broken)
+        return new
+
+    def _too_many(self, count: str, reasons: Mapping[str, str]) -> InnerVisionError:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+        return InnerVisionError(
+            f"{count} are missing or broken, more than max_bad={self.limit:g} allows "
+            f"({shown}{'; …' if len(reasons) > 3 else ''})"
+        )
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
