@@ -47,13 +47,15 @@ def load_targets(
     *,
     device: "str | torch.device | None" = None,
     dtype: "torch.dtype | None" = None,
+    head: bool = False,
 ) -> "list[Target]":
     """Load the experts named by `specs` (see `parse_target`), in that order.
 
     Args:
         specs: each names one target; no name may come up twice.
         device: by default the accelerator, where there is one.
-        dtype: of the matrix work in `encode`, by default float32; bfloat16 runs it under autocast.
+        dtype: of the matrix work, by default float32; bfloat16 runs it under autocast.
+        head: load what `decode` needs as well.
 
     Raises:
         InnerVisionError: a spec is wrong, two targets have the same name, or an expert cannot be loaded.
@@ -66,7 +68,7 @@ def load_targets(
         )
     classes = [_target_class(kind) for kind, _, _ in parsed]
     return [
-        target.load(expert, revision=revision, device=device, dtype=dtype)
+        target.load(expert, revision=revision, device=device, dtype=dtype, head=head)
         for target, (_, expert, revision) in zip(classes, parsed, strict=True)
     ]
 

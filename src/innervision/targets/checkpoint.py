@@ -1,5 +1,6 @@
 """An expert's files, on the Hugging Face Hub or in a folder."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig
-from transformers.utils import CONFIG_NAME
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedConfig
+from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from innervision.errors import InnerVisionError
@@ -81,6 +83,24 @@ class Checkpoint:
                 trust_remote_code=False,
                 **settings,
             )
+
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer."""
+        with self._loading():
+            return AutoTokenizer.from_pretrained(self.expert, revision=self.revision, trust_remote_code=False)
+
+    def load_class_file(self) -> dict[str, Any]:
+        """Read what OneFormer's image processor knows of the classes, by index: their `name` and `isthing`.
+
+        The file lies beside the expert's others, or in the data set on the Hub that the image processor names.
+        """
+        with self._loading():
+            settings, _ = BaseImageProcessor.get_image_processor_dict(self.expert, revision=self.revision)
+            name = settings["class_info_file"]
+            path = cached_file(
+                self.expert, name, revision=self.revision, _raise_exceptions_for_missing_entries=False
+            ) or hf_hub_download(settings["repo_path"], name, repo_type="dataset")
+            return json.loads(Path(path).read_text())
 
     @contextmanager
     def _loading(self) -> Iterator[None]:

@@ -1,18 +1,22 @@
-"""Depth: the patch features of Depth Anything."""
+"""Depth: the patch features of Depth Anything, and the map that its head makes of them."""
 
-from torch import Tensor
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
 from transformers import DepthAnythingForDepthEstimation
 
 from innervision.errors import InnerVisionError
 from innervision.targets.checkpoint import Checkpoint
-from innervision.targets.target import Parts, Preparer, Target
+from innervision.targets.target import Context, Parts, Preparer, Target
 
 
 class DepthTarget(Target):
     """The patch tokens of the last block that the depth head reads, after the final LayerNorm, without CLS.
 
-    The image is squashed to 336 × 336 pixels: with patches of 14, that is 576 tokens, row by row.
-    Depth Anything V2: https://arxiv.org/abs/2406.09414
+    The image is squashed to 336 × 336 pixels: with patches of 14, that is 576 tokens, row by row. Decoded, they are a
+    map of the squashed image, relative inverse depth: larger = closer. Depth Anything V2:
+    https://arxiv.org/abs/2406.09414
     """
 
     name = "depth"
@@ -29,7 +33,8 @@ class DepthTarget(Target):
         # What the depth head reads, whatever the folder says for other uses of the backbone.
         model.backbone.config.apply_layernorm = True
         model.backbone.config.reshape_hidden_states = False
-        return Parts(model.backbone, random_weights, Preparer(processor, side, side))
+        head = nn.ModuleDict({"neck": model.neck, "head": model.head})
+        return Parts(model.backbone, random_weights, Preparer(processor, side, side), lambda: head)
 
     def shape(self) -> tuple[int, int]:
         """Give the number of patches and the width of the backbone.
@@ -45,3 +50,19 @@ class DepthTarget(Target):
     def features(self, pixels: Tensor) -> Tensor:
         """Give the patch tokens (B, N, C). See `Target.features`."""
         return self.module(pixels).feature_maps[-1][:, 1:]  # (B, N, C)
+
+    def look(self, pixels: Tensor) -> Context:
+        """Give the features, and the map that the expert makes of all the blocks it taps. See `Target.look`."""
+        tapped = self.module(pixels).feature_maps  # each (B, 1 + N, C), CLS first
+        return Context(tapped[-1][:, 1:], self._map(tapped))
+
+    def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None = None) -> Tensor:
+        """Give the map (B, H, W) of features that stand for all the blocks that the head reads."""
+        states = nn.functional.pad(features, (0, 0, 1, 0))  # the head drops the first token, CLS
+        return self._map([states] * len(self.module.channels))
+
+    def _map(self, states: Sequence[Tensor]) -> Tensor:
+        head: Any = self.head
+        patch = self.module.config.patch_size
+        grid = self.preparer.height // patch, self.preparer.width // patch
+        return head["head"](head["neck"](list(states), *grid), *grid)  # (B, H, W)

@@ -1,10 +1,16 @@
-"""Segmentation: the last feature map of OneFormer's backbone."""
+"""Segmentation: the last feature map of OneFormer's backbone, and the classes that its decoders see in it."""
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
 from torch import Tensor, nn
-from transformers import OneFormerForUniversalSegmentation, OneFormerImageProcessor
+from transformers import OneFormerForUniversalSegmentation, OneFormerImageProcessor, PreTrainedConfig
 
+from innervision.errors import InnerVisionError
 from innervision.targets.checkpoint import Checkpoint
-from innervision.targets.target import Parts, Preparer, Target
+from innervision.targets.target import Context, Parts, Preparer, Target
 
 
 class SegTarget(Target):
@@ -12,6 +18,9 @@ class SegTarget(Target):
 
     The image is squashed to 768 × 768 pixels, which OneFormer's image processor then enlarges by its own rule
     (to 800 × 800). A `size` given to `load` is taken as it is. OneFormer: https://arxiv.org/abs/2211.06220
+
+    Decoding puts the features in the place of the last stage; the other stages come from the real image. As in the
+    original (arXiv:2412.09585) all stages are resized to the last one's size, 25 × 25.
     """
 
     name = "seg"
@@ -28,7 +37,8 @@ class SegTarget(Target):
         model, random_weights = checkpoint.load_model(OneFormerForUniversalSegmentation, config)
         side = size or cls.size
         preparer = Preparer(processor, side, side, resize_again=size is None)
-        return Parts(model.model.pixel_level_module.encoder, random_weights, preparer)
+        head = partial(Head.read, checkpoint, config, model.model)
+        return Parts(model.model.pixel_level_module.encoder, random_weights, preparer, head)
 
     def shape(self) -> tuple[int, int]:
         """Give the number of cells and the width of the last stage."""
@@ -36,7 +46,87 @@ class SegTarget(Target):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Give the tokens (B, 576, C) of the resized map. See `Target.features`."""
-        last = self.module(pixels).feature_maps[-1].float()  # (B, C, h, w)
-        size = (self.grid, self.grid)
-        resized = nn.functional.interpolate(last, size, mode="bilinear", align_corners=False)
-        return resized.flatten(2).transpose(1, 2)  # (B, 576, C)
+        return self._tokens(self.module(pixels).feature_maps[-1])
+
+    def look(self, pixels: Tensor) -> Context:
+        """Give the features, the scores that the expert gives to the image as it is, and its other stages."""
+        *stages, last = self.module(pixels).feature_maps  # each (B, C, h, w)
+        size = last.shape[-2:]
+        head: Any = self.head
+        given = [_resize(stage, size) for stage in stages]
+        return Context(self._tokens(last), head([*stages, last]), tuple(given))
+
+    def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None = None) -> Tensor:
+        """Give the scores (B, K, h, w) of K classes, the last stage being made of features (B, 576, C)."""
+        last = features.mT.unflatten(-1, (self.grid, self.grid))  # (B, C, 24, 24)
+        head: Any = self.head
+        return head([*given, _resize(last, given[-1].shape[-2:])])
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the K classes."""
+        head: Any = self.head
+        return head.labels
+
+    def _tokens(self, last: Tensor) -> Tensor:
+        return _resize(last.float(), (self.grid, self.grid)).flatten(2).mT  # (B, 576, C)
+
+
+class Head(nn.Module):
+    """OneFormer without its backbone, for the task "semantic"."""
+
+    def __init__(self, model: Any, task_inputs: Tensor, labels: list[str]) -> None:
+        """Take the decoders of a OneFormerModel, the tokens of the task and the names of the classes."""
+        super().__init__()
+        self.pixel_decoder = model.pixel_level_module.decoder
+        self.transformer = model.transformer_module
+        self.task_encoder = model.task_encoder
+        self.register_buffer("task_inputs", task_inputs)  # (1, length)
+        self.labels = labels
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, config: PreTrainedConfig, model: Any) -> "Head":
+        """Read what the weights of the model leave out: tokenizer and class names.
+
+        Raises:
+            InnerVisionError: they cannot be had.
+        """
+        tokenizer, text = checkpoint.load_tokenizer(), "the task is semantic"
+        length: Any = config.task_seq_len
+        tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        # Where the files are missing, Transformers makes a tokenizer without words.
+        if tokenizer.decode(tokens["input_ids"][0], skip_special_tokens=True).strip() != text:
+            raise InnerVisionError(f"{checkpoint.expert} has no tokenizer for its task's name; add the files of CLIP's")
+        return cls(model, tokens["input_ids"] * tokens["attention_mask"], _labels(checkpoint, config))
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Give the scores (B, K, h, w) of the classes for backbone stages (B, C, h, w), finest first.
+
+        As `OneFormerImageProcessor.post_process_semantic_segmentation` computes them: the probability of the class
+        times that of the mask, summed over the queries.
+        """
+        decoded = self.pixel_decoder(stages)
+        task: Any = self.task_inputs
+        task_token = self.task_encoder(task.to(stages[0].dtype).expand(len(stages[0]), -1))
+        result = self.transformer(
+            multi_scale_features=decoded.multi_scale_features,
+            mask_features=decoded.mask_features,
+            task_token=task_token,
+        )
+        classes = result.prediction_class.float().softmax(dim=-1)[..., :-1]  # (B, queries, K), without "nothing"
+        masks = result.prediction_masks.float().sigmoid()  # (B, queries, h, w)
+        return torch.einsum("bqk,bqhw->bkhw", classes, masks)
+
+
+def _labels(checkpoint: Checkpoint, config: PreTrainedConfig) -> list[str]:
+    """Name the classes as the configuration does, or else the class file of the image processor."""
+    names: Any = config.id2label
+    labels = [str(names[index]) for index in sorted(names)]
+    if labels != [f"LABEL_{index}" for index in range(len(labels))]:
+        return labels
+    classes = checkpoint.load_class_file()
+    return [str(classes[str(index)]["name"]) for index in range(len(labels))]
+
+
+def _resize(stage: Tensor, size: Sequence[int]) -> Tensor:
+    return nn.functional.interpolate(stage, tuple(size), mode="bilinear", align_corners=False)

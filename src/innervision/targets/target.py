@@ -1,7 +1,7 @@
-"""What every target offers: images in, an expert's features out."""
+"""What every target offers: images in, an expert's features out; and features in, what its head makes of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
@@ -60,13 +60,33 @@ class Parts(NamedTuple):
     """The weights of the expert that its checkpoint does not hold."""
     preparer: Preparer
     """Makes the pixels that the module takes."""
+    head: Callable[[], nn.Module] | None = None
+    """Gives the part that turns features into the task's output; called only where it is asked for."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an expert makes of real images, in one pass of its backbone."""
+
+    features: Tensor  # (B, N, C) float32
+    """The expert's own features, as `Target.encode` gives them."""
+    output: Tensor | None = None  # (B, ...)
+    """The expert's own output, made the way it was built for; None where its features are all that goes into it."""
+    given: tuple[Tensor, ...] = ()  # each (B, ...)
+    """What decoding takes from the real image, apart from the features."""
+
+    def take(self, rows: Sequence[int]) -> "Context":
+        """Give the context of these images of the batch, for decoding: one may come up several times, or never."""
+        index = torch.tensor(rows, device=self.features.device)
+        return Context(self.features[index], None, tuple(tensor[index] for tensor in self.given))
 
 
 class Target(nn.Module, ABC):
     """A frozen expert's features. It stays in evaluation mode, whatever holds it.
 
     A subclass says what it takes from a checkpoint (`read`), how it makes features of pixels (`features`) and
-    which shape they have (`shape`).
+    which shape they have (`shape`). One whose predictions can be scored by a task also says what its head makes of
+    features (`outputs`), and what it takes from the real image, if anything (`look`).
     """
 
     name: ClassVar[str]
@@ -81,6 +101,7 @@ class Target(nn.Module, ABC):
         module: nn.Module,
         preparer: Preparer,
         *,
+        head: nn.Module | None = None,
         expert: str = "",
         revision: str | None = None,
         dtype: torch.dtype | None = None,
@@ -90,16 +111,18 @@ class Target(nn.Module, ABC):
         Args:
             module: the part of the expert that makes the features.
             preparer: makes the pixels it takes.
+            head: the part that `decode` needs.
             expert: the id or folder it came from.
             revision: the commit on the Hub that it came from, if any.
-            dtype: of the matrix work in `encode`; None or float32 is full precision, another runs it under
-                autocast. The weights are left as they are.
+            dtype: of the matrix work; None or float32 is full precision, another runs it under autocast. The
+                weights are left as they are.
 
         Raises:
             InnerVisionError: the module cannot make features of the preparer's pixels.
         """
         super().__init__()
         self.module = module
+        self.head = head
         self.preparer = preparer
         self.expert = expert
         self.revision = revision
@@ -116,28 +139,33 @@ class Target(nn.Module, ABC):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         size: int | None = None,
+        head: bool = False,
     ) -> Self:
-        """Load an expert from the Hugging Face Hub or a folder; only what `encode` needs stays in memory.
+        """Load an expert from the Hugging Face Hub or a folder; only what is asked for stays in memory.
 
         Args:
             expert: a Hub id or the path of a folder; None is the default expert.
             revision: branch, tag or commit on the Hub.
             device: by default the accelerator, where there is one.
-            dtype: of the matrix work in `encode`, by default float32. The weights are float32.
+            dtype: of the matrix work, by default float32. The weights are float32.
             size: squash images to size × size pixels instead of the target's own size.
+            head: load what `decode` needs as well.
 
         Raises:
-            InnerVisionError: the expert cannot be had, is of another kind, lacks weights or does not take
-                images of that size.
+            InnerVisionError: the expert cannot be had, is of another kind, lacks weights, has no head or does not
+                take images of that size.
         """
         expert = expert or cls.default_expert
         if expert is None:
             raise InnerVisionError(f"{cls.name} has no default expert; name one: {cls.name}=ID_OR_PATH")
         checkpoint = Checkpoint(expert, revision)
-        module, random_weights, preparer = cls.read(checkpoint, size)
+        parts = cls.read(checkpoint, size)
+        if head and parts.head is None:
+            raise InnerVisionError(f"{cls.name} has no head: its features cannot be decoded")
+        decoder = parts.head() if head and parts.head else None
         name, commit = identify(expert, checkpoint.revision)
-        target = cls(module, preparer, expert=name, revision=commit, dtype=dtype)
-        target.check_weights(random_weights)
+        target = cls(parts.module, parts.preparer, head=decoder, expert=name, revision=commit, dtype=dtype)
+        target.check_weights(parts.random_weights)
         return target.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
     @classmethod
@@ -174,6 +202,53 @@ class Target(nn.Module, ABC):
             features = self.features(pixels.to(self.device, non_blocking=True))
         return features.float()  # (B, N, C)
 
+    def look(self, pixels: Tensor) -> Context:
+        """Give features, own output and what decoding takes from the images, in one pass of the backbone."""
+        return Context(self.features(pixels))
+
+    def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None) -> Tensor:
+        """Give the head's output for features (B, N, C) and the `given` of a context, on the expert's device."""
+        raise NotImplementedError(f"{self.name} has a head, but does not say what it makes of features")
+
+    @torch.no_grad()
+    def context(self, images: Sequence[Image] | Tensor) -> Context:
+        """Look at RGB images, or the pixels that `prepare` made of them, as far as encoding and decoding need it.
+
+        Returns:
+            Their context, all of it float32 on the expert's device, without a graph. Computed once, it serves the
+            predictions of all layers.
+
+        Raises:
+            InnerVisionError: the target was loaded without its head.
+        """
+        self._require_head()
+        pixels = images if isinstance(images, Tensor) else self.prepare(images)
+        with self._precision():
+            context = self.look(pixels.to(self.device, non_blocking=True))
+        output = None if context.output is None else context.output.float()
+        return Context(context.features.float(), output, tuple(tensor.float() for tensor in context.given))
+
+    @torch.no_grad()
+    def decode(self, features: Tensor, context: Context, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """Turn features into the task's output with the expert's own head.
+
+        Args:
+            features: (B, N, C), predicted or the expert's own.
+            context: of the B images, see `Context.take`.
+            seeds: one for each image, for outputs that are drawn at random.
+
+        Returns:
+            float32 on the expert's device, without a graph. depth: (B, H, W), larger = closer; seg: (B, K, h, w)
+            scores of K classes; gen: (B, 3, H, W) images, 0…1.
+
+        Raises:
+            InnerVisionError: the target was loaded without its head.
+        """
+        self._require_head()
+        with self._precision():
+            outputs = self.outputs(features.to(self.device), context.given, seeds)
+        return outputs.float()
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: a frozen expert must not drop anything while the probes train."""
         return super().train(False)
@@ -196,7 +271,7 @@ class Target(nn.Module, ABC):
             for weight in suspects.values():
                 weight.requires_grad_(True)
             pixels = torch.zeros(1, 3, self.preparer.height, self.preparer.width, device=self.device)
-            total = self.features(pixels).sum()
+            total = self._total(pixels)
             if total.requires_grad:
                 gradients = torch.autograd.grad(total, list(suspects.values()), allow_unused=True)
                 needed += [name for name, g in zip(suspects, gradients, strict=True) if g is not None]
@@ -206,6 +281,18 @@ class Target(nn.Module, ABC):
                 f"{self.expert} does not hold {len(needed)} of the weights that {self.name} needs "
                 f"(the first is {needed[0]}); name an expert whose weights are complete"
             )
+
+    def _total(self, pixels: Tensor) -> Tensor:
+        """Sum all that the target can make of pixels."""
+        if self.head is None:
+            return self.features(pixels).sum()
+        context = self.look(pixels)
+        outputs = self.outputs(context.features, context.given, None)
+        return sum((part.sum() for part in (outputs, context.output) if part is not None), context.features.sum())
+
+    def _require_head(self) -> None:
+        if self.head is None:
+            raise InnerVisionError(f"{self.name} was loaded without its head: load it with head=True to decode")
 
     def _precision(self) -> AbstractContextManager[Any]:
         device = self.device.type
