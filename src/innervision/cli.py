@@ -83,6 +83,22 @@ def plot(parser: ArgumentParser, options: Namespace) -> None:
         print(path)
 
 
+def data_coco(parser: ArgumentParser, options: Namespace) -> None:
+    """Fetch images and annotations of COCO 2017. A call that was cut is gone on with."""
+    from innervision.data.benchmarks import download_coco
+
+    annotations = options.annotations.split(",") if options.annotations else []
+    for path in download_coco(options.out, options.split.split(","), annotations, options.mirror):
+        print(path)
+
+
+def data_da2k(parser: ArgumentParser, options: Namespace) -> None:
+    """Fetch DA-2K, the pairs of points that score depth. A call that was cut is gone on with."""
+    from innervision.data.benchmarks import download_da2k
+
+    print(download_da2k(options.out, options.mirror))
+
+
 def data_scenes(parser: ArgumentParser, options: Namespace) -> None:
     """Write synthetic scenes with exact truth, in the layouts of COCO and DA-2K."""
     from innervision.world.dataset import write_scenes
@@ -173,6 +189,16 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     data = ArgumentParser(description="Make, fetch or convert data.")
     commands.add_subcommand("data", data, help=data.description)
     kinds = data.add_subcommands(dest="what", title="data", metavar="DATA")
+    coco = _leaf(data_coco)
+    coco.add_argument("out", help="Folder that becomes the root of COCO.")
+    coco.add_argument("--split", required=True, help="Images to fetch: val2017, train2017 or both, with a comma.")
+    coco.add_argument("--annotations", default="", help="Of captions, instances, panoptic; for these splits.")
+    coco.add_argument("--mirror", type=str | None, help="URL of a copy of COCO's server; checksums are the same.")
+    kinds.add_subcommand("coco", coco, help=data_coco.__doc__)
+    da2k = _leaf(data_da2k)
+    da2k.add_argument("out", help="Folder in which the folder DA-2K appears.")
+    da2k.add_argument("--mirror", type=str | None, help="URL of a copy of the Hugging Face Hub.")
+    kinds.add_subcommand("da2k", da2k, help=data_da2k.__doc__)
     scenes = _leaf(data_scenes)
     scenes.add_argument("out", help="Folder of the scenes; empty, or of a call that was interrupted.")
     scenes.add_argument("--train", type=int, required=True, help="Scenes of train2017.")
@@ -207,6 +233,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
         "train": train,
         "evaluate similarity": evaluate_similarity,
         "plot": plot,
+        "data coco": data_coco,
+        "data da2k": data_da2k,
         "data scenes": data_scenes,
         "data semantic": data_semantic,
         "demo": demo,

@@ -1,0 +1,94 @@
+"""A server on this machine that misbehaves in the ways that real ones do."""
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from innervision.data.download import Remote
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` (path -> bytes) with ranges, and does what `faults` say, one for each request while there are any.
+
+    | fault | what happens |
+    |---|---|
+    | `cut:N` | the connection ends after N bytes of what was asked for |
+    | `no range` | the whole file comes, whatever was asked for |
+    | `no range, cut:N` | both |
+    | `wrong range` | another part comes than was asked for |
+    | `503`, `404` | this status |
+    | `stall` | nothing comes for a second |
+    | `slow` | 1 kB at a time, with a pause after each |
+    | `quiet` | neither length nor ranges, and the end comes early, as from an old server |
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.faults: list[str] = []
+        self.asked: list[tuple[str, str | None]] = []
+        """The path and the Range of every request."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def add(self, path: str, content: bytes) -> Remote:
+        """Serve a file, and say what it should be."""
+        self.files[path] = content
+        return Remote(f"{self.url}{path}", len(content), hashlib.sha256(content).hexdigest())
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.asked.append((self.path, asked))
+        content = self.server.files.get(self.path.partition("?")[0])
+        fault = self.server.faults.pop(0) if self.server.faults else ""
+        if fault.isdigit() or content is None:
+            self.send_error(int(fault or 404))
+            return
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and "no range" not in fault else 0  # type: ignore[index]
+        if fault == "wrong range":
+            start += 1
+        if fault == "stall":
+            time.sleep(1)
+        body = content[start:]
+        if fault == "quiet":
+            self.send_response(200)
+            body = content[: len(content) // 2]
+        else:
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if "cut:" in fault:
+            body = body[: int(fault.rpartition(":")[2])]
+        step = 1024 if fault == "slow" else max(1, len(body))
+        with suppress(ConnectionError):  # who asked may have gone
+            for begin in range(0, len(body), step):
+                self.wfile.write(body[begin : begin + step])
+                if fault == "slow":
+                    time.sleep(0.02)
+
+
+@contextmanager
+def serve() -> Iterator[Server]:
+    """Run a server while the block runs."""
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
