@@ -1,0 +1,191 @@
+"""Distances between sets of images, against closed forms and other libraries."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from scipy.linalg import sqrtm
+
+from innervision.metrics.frechet import frechet_by_image, frechet_distance, kernel_by_image, kernel_distance
+
+Array = NDArray[np.float64]
+
+
+def pairs(images: int, width: int, seed: int = 0) -> tuple[Array, Array]:
+    """Draw pairs of correlated Gaussian features, of unequal mean and covariance."""
+    rng = np.random.default_rng(seed)
+    real = rng.normal(size=(images, width)) * np.linspace(0.5, 2, width)
+    return 0.8 * real + 0.5 * rng.normal(size=(images, width)) + 0.2, real
+
+
+def with_moments(mean: Array, deviations: Array, images: int = 64, seed: int = 0) -> Array:
+    """Features whose mean and (diagonal) unbiased covariance are exactly these."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(images, len(mean)))
+    values -= values.mean(axis=0)
+    orthonormal, _ = np.linalg.qr(values)
+    return orthonormal * np.sqrt(images - 1) * deviations + mean
+
+
+def test_distance_of_gaussians_with_diagonal_covariance_is_the_closed_form() -> None:
+    first, second = np.array([1.0, 2.0, 0.5]), np.array([3.0, 0.25, 0.5])
+    means = np.array([0.0, 1.0, -1.0]), np.array([2.0, 1.0, 0.0])
+    drawn, real = with_moments(means[0], first, seed=1), with_moments(means[1], second, images=50, seed=2)
+    expected = ((means[0] - means[1]) ** 2).sum() + ((first - second) ** 2).sum()
+    assert frechet_distance(drawn, real) == pytest.approx(expected, rel=1e-12)
+
+
+def test_distance_agrees_with_the_root_of_the_product_of_covariances() -> None:
+    drawn, real = pairs(300, 40)
+    covariances = np.cov(drawn, rowvar=False), np.cov(real, rowvar=False)
+    root = np.asarray(sqrtm(covariances[0] @ covariances[1])).real
+    shift = drawn.mean(axis=0) - real.mean(axis=0)
+    expected = shift @ shift + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(drawn, real) == pytest.approx(expected, rel=1e-10)
+
+
+def test_distance_agrees_with_torchmetrics() -> None:
+    fid = pytest.importorskip("torchmetrics.image.fid")
+
+    class AsTheyAre(torch.nn.Module):
+        num_features = 12
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)
+
+    drawn, real = pairs(100, 12)
+    metric = fid.FrechetInceptionDistance(AsTheyAre(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(
+        torch.float64
+    )
+    metric.update(torch.from_numpy(real).reshape(-1, 3, 2, 2), real=True)
+    metric.update(torch.from_numpy(drawn).reshape(-1, 3, 2, 2), real=False)
+    assert frechet_distance(drawn, real) == pytest.approx(metric.compute().item(), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    "name", ["full_rank", "same_cov_shift", "zero_columns", "relu_like", "singular_n20", "singular_n20_vs_full"]
+)
+def test_distance_equals_known_numbers(shared: Path, name: str) -> None:
+    activations = load_file(shared / "golden/metrics/fid_activations.safetensors")
+    expected = json.loads((shared / "golden/metrics/fid.json").read_text())["results"][name]["fid"]
+    # the known numbers for fewer images than features have the digits that a root of singular matrices keeps
+    tolerance = 5e-8 if name.startswith("singular") else 1e-11
+    distance = frechet_distance(activations[f"{name}.a"], activations[f"{name}.b"])
+    assert distance == pytest.approx(expected, rel=tolerance)
+
+
+def test_distance_of_a_set_to_itself_is_zero_however_few_its_images() -> None:
+    for images in (2, 5, 100):
+        features = pairs(images, 20)[1]
+        assert frechet_distance(features, features) == pytest.approx(0, abs=1e-11)
+        np.testing.assert_allclose(frechet_by_image(features, features), 0, atol=1e-9)
+
+
+def test_sets_without_spread_are_as_far_apart_as_their_means() -> None:
+    drawn, real = np.full((5, 3), 0.3), np.full((7, 3), 0.5)
+    assert frechet_distance(drawn, real) == pytest.approx(3 * 0.2**2)
+    assert frechet_by_image(drawn, real[:5]) == pytest.approx(np.full(5, 3 * 0.2**2))
+
+
+@pytest.mark.parametrize(("images", "width"), [(50, 8), (8, 50), (30, 30), (2, 5)])
+def test_mean_over_images_is_the_distance(images: int, width: int) -> None:
+    drawn, real = pairs(images, width)
+    by_image = frechet_by_image(drawn, real)
+    assert by_image.shape == (images,)
+    assert by_image.mean() == pytest.approx(frechet_distance(drawn, real), rel=1e-10)
+
+
+@pytest.mark.parametrize(("images", "width"), [(40, 6), (6, 40)])
+def test_value_of_an_image_is_the_slope_of_the_distance_by_its_weight(images: int, width: int) -> None:
+    """Against finite differences of the distance between weighted Gaussians."""
+    drawn, real = pairs(images, width)
+
+    def distance(weights: Array) -> float:
+        moments = []
+        for features in (drawn, real):
+            mean = weights @ features
+            rows = np.sqrt(weights * images / (images - 1))[:, None] * (features - mean)
+            moments.append((mean, rows))
+        (mean, rows), (other_mean, other_rows) = moments
+        shared = np.linalg.svd(rows @ other_rows.T, compute_uv=False).sum()
+        shift = mean - other_mean
+        return float(shift @ shift + (rows**2).sum() + (other_rows**2).sum() - 2 * shared)
+
+    uniform, step = np.full(images, 1 / images), 1e-5
+    slopes = [
+        (distance((1 - step) * uniform + step * image) - distance((1 + step) * uniform - step * image)) / (2 * step)
+        for image in np.eye(images)
+    ]
+    np.testing.assert_allclose(frechet_by_image(drawn, real), distance(uniform) + np.array(slopes), rtol=1e-5)
+
+
+@pytest.mark.parametrize("by_image", [frechet_by_image, kernel_by_image])
+@pytest.mark.parametrize(("images", "width"), [(200, 4), (60, 40)])
+def test_spread_over_images_tells_the_spread_of_the_distance_over_data_sets(by_image, images: int, width: int) -> None:  # type: ignore[no-untyped-def]
+    values = [by_image(*pairs(images, width, seed)) for seed in range(200)]
+    truth = np.std([value.mean() for value in values])
+    told = np.mean([value.std(ddof=1) / np.sqrt(images) for value in values])
+    assert told == pytest.approx(truth, rel=0.15)  # the deviation of 200 numbers is known to 5%
+
+
+def test_kernel_distance_agrees_with_torch_fidelity() -> None:
+    metric_kid = pytest.importorskip("torch_fidelity.metric_kid")
+    drawn, real = pairs(30, 7)
+    expected = metric_kid.kid_features_to_metric(
+        torch.from_numpy(drawn), torch.from_numpy(real), kid_subset_size=30, kid_subsets=1
+    )
+    assert kernel_distance(drawn, real) == pytest.approx(expected[metric_kid.KEY_METRIC_KID_MEAN], rel=1e-10)
+
+
+def test_kernel_distance_of_pairs_agrees_with_torch_fidelitys_u_statistic() -> None:
+    metric_kid = pytest.importorskip("torch_fidelity.metric_kid")
+    drawn, real = pairs(30, 7)
+    kernels = [metric_kid.kernel_poly(a, b) for a, b in ((drawn, drawn), (drawn, real), (real, real))]
+    expected = metric_kid.mmd2(*kernels, mmd_est="u-statistic")
+    assert kernel_by_image(drawn, real).mean() == pytest.approx(expected, rel=1e-10)
+
+
+def test_kernel_distance_over_pairs_from_one_distribution_is_zero_on_average() -> None:
+    """Also where the two of a pair are alike, which the estimate for independent sets takes for closeness."""
+    rng = np.random.default_rng(0)
+    unbiased, biased = [], []
+    for _ in range(300):
+        real = rng.normal(size=(20, 6))
+        drawn = 0.8 * real + 0.6 * rng.normal(size=(20, 6))  # the same covariance
+        unbiased.append(kernel_by_image(drawn, real).mean())
+        biased.append(kernel_distance(drawn, real))
+    error = np.std(unbiased) / np.sqrt(300)
+    assert abs(np.mean(unbiased)) < 3 * error
+    assert np.mean(biased) < -3 * error
+
+
+def test_kernel_is_summed_in_blocks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, real = pairs(31, 5)
+    whole = kernel_by_image(drawn, real)
+    monkeypatch.setattr("innervision.metrics.frechet.BLOCK", 100)
+    np.testing.assert_allclose(kernel_by_image(drawn, real), whole, rtol=1e-12)
+
+
+def test_nan_makes_every_score_nan() -> None:
+    drawn, real = pairs(10, 3)
+    drawn[4, 1] = np.nan
+    assert np.isnan(frechet_distance(drawn, real))
+    assert np.isnan(frechet_by_image(drawn, real)).all()
+    assert np.isnan(kernel_distance(drawn, real))
+    assert np.isnan(kernel_by_image(drawn, real).mean())
+
+
+def test_sets_that_cannot_be_compared_are_refused() -> None:
+    drawn, real = pairs(10, 3)
+    for distance in (frechet_distance, kernel_distance):
+        with pytest.raises(ValueError, match="at least two images"):
+            distance(drawn[:1], real)
+        with pytest.raises(ValueError, match="features of shape"):
+            distance(drawn[:, :2], real)
+    for by_image in (frechet_by_image, kernel_by_image):
+        with pytest.raises(ValueError, match="equally many, not 9 and 10"):
+            by_image(drawn[:9], real)
