@@ -138,6 +138,34 @@ class EvaluateSettings:
         require(0 <= self.max_bad <= 1, f"max_bad is a share from 0 to 1, not {self.max_bad}")
 
 
+@dataclass(kw_only=True)
+class DrawSettings:
+    """How images are drawn from embeddings. The defaults are those of the paper."""
+
+    steps: int = 25
+    """Denoising steps."""
+    scheduler: str = "DPMSolverMultistepScheduler"
+    """A scheduler of Diffusers."""
+    size: int | None = None
+    """Edge in pixels; by default the model's own."""
+    guidance: float = 10.0
+    """Scale of the guidance towards the embedding; 1 = none, which halves the work."""
+    noise_level: int = 0
+    """Noise added to the embedding, in steps of the model's own schedule (0…999)."""
+    batch_size: int = 8
+    """Images drawn at once."""
+    seed: int = 0
+    """Of the noise, together with each image's name and layer."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        for name in ("steps", "batch_size"):
+            require(getattr(self, name) > 0, f"draw.{name} must be above 0, not {getattr(self, name)}")
+        for name in ("noise_level", "seed"):
+            require(getattr(self, name) >= 0, f"draw.{name} must not be negative, as {getattr(self, name)} is")
+        require(self.size is None or self.size > 0, f"draw.size must be above 0, not {self.size}")
+
+
 def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
     """Turn the `layers` setting into layer numbers in ascending order.
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from innervision.config import DrawSettings
 from innervision.errors import InnerVisionError
 from innervision.targets.gen import GenTarget
-from innervision.targets.target import Preparer
+from innervision.targets.target import Context, Preparer
 from tiny_experts import save_tiny_gen
 
 
@@ -92,3 +94,147 @@ def test_folder_without_feature_extractor_is_refused(folder: Path, tmp_path: Pat
     shutil.copytree(folder / "image_encoder", tmp_path / "image_encoder")
     with pytest.raises(InnerVisionError, match="cannot load the expert"):
         GenTarget.load(str(tmp_path))
+
+
+# --- images drawn from embeddings
+
+
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("diffusers")
+    return save_tiny_gen(tmp_path_factory.mktemp("unclip"), whole=True)
+
+
+@pytest.fixture
+def artist(whole_folder: Path) -> GenTarget:
+    target = GenTarget.load(str(whole_folder), device="cpu", head=True)
+    target.draw = DrawSettings(steps=3, size=16)
+    return target
+
+
+def embeddings(images: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(images, 1, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(target: GenTarget, features: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+    return target.decode(features, Context(features), seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"guidance": 1.0},
+        {"noise_level": 400},
+        {"scheduler": "EulerDiscreteScheduler"},
+        {"scheduler": "EulerAncestralDiscreteScheduler"},  # which adds noise at every step
+    ],
+)
+def test_images_are_those_of_the_whole_pipeline(whole_folder: Path, artist: GenTarget, changes: dict) -> None:
+    import diffusers
+
+    artist.draw = DrawSettings(**{"steps": 3, "size": 16, **changes})
+    pipeline = diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(whole_folder)
+    pipeline.scheduler = getattr(diffusers, artist.draw.scheduler).from_config(pipeline.scheduler.config)
+    features, seeds = embeddings(3), [5, 6, 2**63]
+    expected = pipeline(
+        prompt=[""] * 3,
+        image_embeds=features[:, 0],
+        num_inference_steps=3,
+        height=16,
+        width=16,
+        guidance_scale=artist.draw.guidance,
+        noise_level=artist.draw.noise_level,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="pt",
+    ).images
+    images = draw(artist, features, seeds)
+    assert images.shape == (3, 3, 16, 16)
+    assert 0 <= images.min() < images.max() <= 1
+    torch.testing.assert_close(images, expected)
+
+
+@pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler"])
+def test_image_depends_on_its_embedding_and_seed_alone(artist: GenTarget, scheduler: str) -> None:
+    artist.draw = DrawSettings(steps=3, size=16, scheduler=scheduler, noise_level=200)
+    features, seeds = embeddings(5), [10, 11, 12, 13, 14]
+    together = draw(artist, features, seeds)
+    order = [3, 0, 4, 2, 1]
+    reordered = draw(artist, features[order], [seeds[i] for i in order])
+    torch.testing.assert_close(reordered, together[order])
+    alone = torch.cat([draw(artist, features[i : i + 1], seeds[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(alone, together)
+    artist.draw = DrawSettings(steps=3, size=16, scheduler=scheduler, noise_level=200, batch_size=2)
+    torch.testing.assert_close(draw(artist, features, seeds), together)
+
+    assert (draw(artist, features, [0, *seeds[1:]]) - together).abs().amax(dim=(1, 2, 3)).gt(0.01).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_noise_on_the_embedding_is_seeded_too(artist: GenTarget) -> None:
+    artist.draw = DrawSettings(steps=2, size=16, noise_level=900)
+    features = embeddings(1)
+    torch.testing.assert_close(draw(artist, features, [1]), draw(artist, features, [1]), rtol=0, atol=0)
+
+
+def test_size_is_the_models_own_where_none_is_named(artist: GenTarget) -> None:
+    artist.draw = DrawSettings(steps=1, guidance=1.0)
+    assert draw(artist, embeddings(1), [0]).shape == (1, 3, 64, 64)
+
+
+def test_only_what_drawing_needs_stays_in_memory(whole_folder: Path, artist: GenTarget) -> None:
+    import diffusers
+
+    pipeline = diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(whole_folder)
+    needed = [pipeline.image_encoder, pipeline.unet, pipeline.vae.decoder, pipeline.vae.post_quant_conv]
+    count = sum(p.numel() for part in needed for p in part.parameters()) + 2 * 24  # mean and deviation of embeddings
+    assert sum(p.numel() for p in artist.parameters()) == count
+    assert artist.head is not None
+    assert artist.head.pipeline.image_encoder is artist.module
+
+
+def test_settings_that_do_not_fit_the_model_are_refused(artist: GenTarget) -> None:
+    artist.draw = DrawSettings(steps=1, size=20)
+    with pytest.raises(InnerVisionError, match="divisible by 8 but are 20"):
+        draw(artist, embeddings(1), [0])
+    artist.draw = DrawSettings(steps=1, noise_level=1000)
+    with pytest.raises(InnerVisionError, match="between 0 and 999"):
+        draw(artist, embeddings(1), [0])
+    artist.draw = DrawSettings(steps=1, scheduler="Magic")
+    with pytest.raises(InnerVisionError, match=r"no scheduler 'Magic'; use one of .*DDIMScheduler"):
+        draw(artist, embeddings(1), [0])
+
+
+@pytest.mark.parametrize(
+    ("part", "weight"),
+    [
+        ("unet", "conv_in.weight"),
+        ("vae", "decoder.conv_in.weight"),
+        ("image_normalizer", "std"),
+        ("text_encoder", "text_model.final_layer_norm.weight"),
+    ],
+)
+def test_pipeline_that_lacks_weights_is_refused(whole_folder: Path, tmp_path: Path, part: str, weight: str) -> None:
+    folder = shutil.copytree(whole_folder, tmp_path / "unclip")
+    [path] = (folder / part).glob("*.safetensors")
+    state = load_file(path)
+    name = next(key for key in state if key.endswith(weight.removeprefix("text_model.")))
+    save_file({key: value for key, value in state.items() if key != name}, path, metadata={"format": "pt"})
+    with pytest.raises(InnerVisionError, match=rf"does not hold 1 weights of its {part} \(one is .*{name}"):
+        GenTarget.load(str(folder), device="cpu", head=True)
+
+
+def test_folder_without_the_rest_of_the_pipeline_cannot_draw(folder: Path) -> None:
+    with pytest.raises(InnerVisionError, match="cannot load the expert"):
+        GenTarget.load(str(folder), device="cpu", head=True)
+
+
+def test_drawing_without_diffusers_says_what_to_install(whole_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(InnerVisionError, match=r"pip install 'innervision\[gen\]'"):
+        GenTarget.load(str(whole_folder), device="cpu", head=True)

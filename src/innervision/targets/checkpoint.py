@@ -1,7 +1,7 @@
 """An expert's files, on the Hugging Face Hub or in a folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils import logging as transformers_logging
@@ -84,10 +84,12 @@ class Checkpoint:
                 **settings,
             )
 
-    def load_tokenizer(self) -> Any:
+    def load_tokenizer(self, *, subfolder: str = "") -> Any:
         """Load the tokenizer."""
         with self._loading():
-            return AutoTokenizer.from_pretrained(self.expert, revision=self.revision, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(
+                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False
+            )
 
     def load_class_file(self) -> dict[str, Any]:
         """Read what OneFormer's image processor knows of the classes, by index: their `name` and `isthing`.
@@ -95,12 +97,32 @@ class Checkpoint:
         The file lies beside the expert's others, or in the data set on the Hub that the image processor names.
         """
         with self._loading():
-            settings, _ = BaseImageProcessor.get_image_processor_dict(self.expert, revision=self.revision)
+            settings, _ = BaseImageProcessor.get_image_processor_dict(self.source, revision=self.revision)
             name = settings["class_info_file"]
             path = cached_file(
-                self.expert, name, revision=self.revision, _raise_exceptions_for_missing_entries=False
+                self.source, name, revision=self.revision, _raise_exceptions_for_missing_entries=False
             ) or hf_hub_download(settings["repo_path"], name, repo_type="dataset")
             return json.loads(Path(path).read_text())
+
+    def load_part(self, part_class: Any, subfolder: str) -> Any:
+        """Load a part of a Diffusers pipeline: a model in float32 on the CPU, or a scheduler."""
+        with self._loading():
+            where = {"revision": self.revision, "subfolder": subfolder}
+            if not issubclass(part_class, nn.Module):
+                return part_class.from_pretrained(self.source, **where)
+            part, report = part_class.from_pretrained(
+                self.source, torch_dtype=torch.float32, output_loading_info=True, **where
+            )
+        self.require_all(subfolder, report["missing_keys"])
+        return part
+
+    def require_all(self, part: str, missing: Sequence[str]) -> None:
+        """Refuse a part of the expert that lacks weights."""
+        if missing:
+            raise InnerVisionError(
+                f"{self.expert} does not hold {len(missing)} weights of its {part} "
+                f"(one is {missing[0]}); name an expert whose weights are complete"
+            )
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
