@@ -196,7 +196,7 @@ def test_a_map_is_decoded_in_the_context_of_its_own_row(seg_folder: Path) -> Non
     target = SegTarget.load(str(seg_folder), size=96, head=True)
     context = target.context(noise(3, 3, 96, 96))
     rows = [2, 0, 1, 0, 2]
-    features = noise(5, 576, 64, seed=1)
+    features = noise(5, 9, 64, seed=1)
     together = target.decode(features, context.take(rows))
     for features_of_one, row, scores in zip(features, rows, together, strict=True):
         alone = target.decode(features_of_one[None], context.take([row]))

@@ -53,8 +53,10 @@ def test_full_size_shape_and_parameters() -> None:
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
     with torch.device("meta"):
-        preparer = Preparer(hf.OneFormerImageProcessor(), 768, 768, resize_again=True)
-        target = SegTarget(hf.AutoBackbone.from_config(config), preparer)
+        backbone = hf.AutoBackbone.from_config(config)
+    processor = hf.OneFormerImageProcessor(size={"shortest_edge": 800, "longest_edge": 1333})
+    target = SegTarget(backbone, Preparer(processor, 768, 768, resize_again=True))
+    with torch.device("meta"):
         features = target.encode(torch.zeros(2, 3, 800, 800))
     assert features.shape == (2, 576, 1536)
     assert (target.num_tokens, target.width) == (576, 1536)
@@ -73,11 +75,17 @@ def test_image_is_squashed_to_768_and_enlarged_to_800(target: SegTarget, noise: 
     assert np.abs(levels.numpy() * 255 - np.asarray(resized, dtype=float)).max() <= 2.01
 
 
-def test_other_size_is_not_enlarged_and_keeps_the_grid(folder: Path, noise: Callable[..., Image.Image]) -> None:
+def test_other_size_is_not_enlarged_and_a_map_of_few_cells_keeps_its_own(
+    folder: Path, noise: Callable[..., Image.Image]
+) -> None:
     target = SegTarget.load(str(folder), size=96)
     image = noise(50, 80)
-    assert target.prepare([image]).shape == (1, 3, 96, 96)
-    assert target.encode([image]).shape == (1, 576, 64)
+    pixels = target.prepare([image])
+    assert pixels.shape == (1, 3, 96, 96)
+    assert (target.num_tokens, target.width) == (9, 64)  # a Swin of four stages makes a cell of 32 pixels
+    features, last = target.encode([image]), target.module(pixels).feature_maps[-1]  # (1, 64, 3, 3)
+    torch.testing.assert_close(features[0, 3 * 2 + 1], last[0, :, 2, 1], atol=0, rtol=0)
+    assert SegTarget.load(str(folder), size=832).num_tokens == 576  # 26 × 26 are resized
 
 
 def test_loads_offline_and_without_its_class_file(

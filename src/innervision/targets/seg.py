@@ -5,16 +5,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import OneFormerForUniversalSegmentation, OneFormerImageProcessor, PreTrainedConfig
 
 from innervision.errors import InnerVisionError
 from innervision.targets.checkpoint import Checkpoint
 from innervision.targets.target import Context, Parts, Preparer, Target
 
+LARGEST_GRID = 24
+"""Cells along a side to which a larger map is resized, as in arXiv:2412.09585."""
+
 
 class SegTarget(Target):
     """The map of the last backbone stage after its LayerNorm, resized to 24 × 24: 576 tokens, row by row.
+
+    A map of fewer cells keeps its own.
 
     The image is squashed to 768 × 768 pixels, which OneFormer's image processor then enlarges by its own rule
     (to 800 × 800). A `size` given to `load` is taken as it is. OneFormer: https://arxiv.org/abs/2211.06220
@@ -26,7 +33,8 @@ class SegTarget(Target):
     name = "seg"
     default_expert = "shi-labs/oneformer_coco_swin_large"
     size = 768
-    grid = 24
+    grid: int
+    """Cells along a side of the features."""
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
@@ -41,11 +49,15 @@ class SegTarget(Target):
         return Parts(model.model.pixel_level_module.encoder, random_weights, preparer, head)
 
     def shape(self) -> tuple[int, int]:
-        """Give the number of cells and the width of the last stage."""
+        """Give the number of cells and the width of the last stage; nothing is computed for it but shapes."""
+        weights = {name: tensor.to("meta") for name, tensor in self.module.state_dict().items()}
+        pixels = self.prepare([Image.new("RGB", (self.preparer.width, self.preparer.height))]).to("meta")
+        *_, height, width = functional_call(self.module, weights, pixels).feature_maps[-1].shape
+        self.grid = min(LARGEST_GRID, height, width)
         return self.grid**2, self.module.channels[-1]
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Give the tokens (B, 576, C) of the resized map. See `Target.features`."""
+        """Give the tokens (B, N, C) of the resized map. See `Target.features`."""
         return self._tokens(self.module(pixels).feature_maps[-1])
 
     def look(self, pixels: Tensor) -> Context:
@@ -57,8 +69,8 @@ class SegTarget(Target):
         return Context(self._tokens(last), head([*stages, last]), tuple(given))
 
     def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None = None) -> Tensor:
-        """Give the scores (B, K, h, w) of K classes, the last stage being made of features (B, 576, C)."""
-        last = features.mT.unflatten(-1, (self.grid, self.grid))  # (B, C, 24, 24)
+        """Give the scores (B, K, h, w) of K classes, the last stage being made of features (B, N, C)."""
+        last = features.mT.unflatten(-1, (self.grid, self.grid))  # (B, C, grid, grid)
         head: Any = self.head
         return head([*given, _resize(last, given[-1].shape[-2:])])
 
@@ -69,7 +81,7 @@ class SegTarget(Target):
         return head.labels
 
     def _tokens(self, last: Tensor) -> Tensor:
-        return _resize(last.float(), (self.grid, self.grid)).flatten(2).mT  # (B, 576, C)
+        return _resize(last.float(), (self.grid, self.grid)).flatten(2).mT  # (B, N, C)
 
 
 class Head(nn.Module):
