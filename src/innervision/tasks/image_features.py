@@ -1,0 +1,124 @@
+"""Vision models in whose features sets of images are compared: Inception, as the FID has it, or another."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image, Resampling
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from innervision.errors import InnerVisionError
+from innervision.targets import load_targets, parse_target
+from innervision.targets.backbone import BackboneTarget
+from innervision.targets.checkpoint import Checkpoint, first_line
+from innervision.targets.target import Parts, Target
+
+INCEPTION_SIDE = 299
+
+
+def load_image_features(spec: str, device: str | torch.device | None = None) -> Target:
+    """Load a vision model; the mean over the tokens that its `encode` gives describes an image.
+
+    | spec | model | features |
+    |---|---|---|
+    | inception | Inception v3 of the FID, downloaded by torch-fidelity | 2048, of the last pooling |
+    | inception=PATH | the same, from a file of weights | |
+    | ID_OR_PATH | any vision model of Hugging Face, such as openai/clip-vit-base-patch32 | its pooled output |
+    | depth=…, seg=…, gen=…, backbone=… | an expert, named as a run's targets are | the mean of its tokens |
+
+    Raises:
+        InnerVisionError: it cannot be had.
+    """
+    kind, equals, path = (part.strip() for part in spec.partition("="))
+    if kind == "inception":
+        return InceptionTarget.load(path or None, device=device)
+    if equals:
+        return load_targets([spec], device=device)[0]
+    _, expert, revision = parse_target(f"backbone={spec}")
+    return PooledTarget.load(expert, revision=revision, device=device)
+
+
+class PooledTarget(BackboneTarget):
+    """The pooled output of a vision model as one token; the mean of its tokens where it has none."""
+
+    name = "pooled"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Give the pooled output (B, 1, C). See `Target.features`."""
+        output = self.module(pixels)
+        pooled = output.get("pooler_output")
+        if pooled is None:
+            return super().features(pixels).mean(dim=1, keepdim=True)
+        return pooled.flatten(1)[:, None]  # (B, C), or (B, C, 1, 1) of convolutional models
+
+
+class InceptionTarget(Target):
+    """The 2048 features of the last pooling of Inception v3 with the weights of the FID, as one token.
+
+    The network is torch-fidelity's, and so are the weights where no file is named. Heusel et al. 2017,
+    https://arxiv.org/abs/1706.08500
+    """
+
+    name = "inception"
+    default_expert = "inception"
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
+        """Load network and weights. See `Target.read`."""
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise InnerVisionError("Inception features need torch-fidelity: pip install 'innervision[gen]'") from error
+        file = None if checkpoint.expert == cls.default_expert else Path(checkpoint.expert)
+        try:
+            state, checkpoint.revision = _download(URL_INCEPTION_V3) if file is None else _read(file)
+            # The network unpickles whatever its file holds, so it gets a copy of what was read as weights alone.
+            weights = io.BytesIO()
+            torch.save(state, weights)
+            weights.seek(0)
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
+        except Exception as error:  # a foreign file can make its reader raise anything
+            what = "download the weights of Inception" if file is None else f"read {file} as weights of Inception"
+            raise InnerVisionError(
+                f"cannot {what}: {first_line(error)}\nName a file of them with inception=PATH, or another model."
+            ) from error
+        return Parts(network, {}, Squash(size or INCEPTION_SIDE))  # type: ignore[arg-type]
+
+    def shape(self) -> tuple[int, int]:
+        """Give one token and the width of the last pooling."""
+        return 1, 2048
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Give the features (B, 1, 2048) of 8-bit pixels of any one size. See `Target.features`."""
+        return self.module(pixels)[0][:, None]
+
+
+@dataclass(frozen=True)
+class Squash:
+    """Squashes images to a square of 8-bit pixels, with antialiasing (Parmar et al. 2022, arXiv:2104.11222)."""
+
+    side: int
+
+    def __call__(self, images: Sequence[Image]) -> Tensor:
+        """Prepare RGB images of any sizes: pixels (B, 3, side, side), uint8."""
+        size = self.side, self.side
+        return torch.stack([pil_to_tensor(image.resize(size, Resampling.BICUBIC)) for image in images])
+
+
+def _download(url: str) -> tuple[Any, str]:
+    """Give the weights, and the start of their SHA-256, which their name holds and the download is checked by."""
+    return torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True, map_location="cpu"), Path(
+        url
+    ).stem
+
+
+def _read(file: Path) -> tuple[Any, str]:
+    content = file.read_bytes()
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), hashlib.sha256(content).hexdigest()[
+        :16
+    ]
