@@ -75,6 +75,21 @@ def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
     print(f"next: innervision plot {options.run} --out figure.png")
 
 
+def import_probes(parser: ArgumentParser, options: Namespace) -> None:
+    """Make a run of a probe checkpoint that the original code trained."""
+    from innervision.importing import import_probes
+
+    names = ("expert", "images", "revision", "template", "device")
+    run = import_probes(options.checkpoint, options.out, **{name: options[name] for name in names})
+    for target in run.record()["experts"]:
+        print(run.probes(target))
+    if not options.images:
+        print(
+            "without --images the run has no mean feature: scores leave out the floor `mean` and what is centred on it"
+        )
+    print(f"next: innervision evaluate similarity {options.out} --images VALIDATION_IMAGES")
+
+
 def plot(parser: ArgumentParser, options: Namespace) -> None:
     """Draw the curves of one or several runs by layer, as PNG and PDF."""
     from innervision.report.figures import plot_curves
@@ -180,6 +195,22 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     )
     tasks.add_subcommand("similarity", similarity, help=evaluate_similarity.__doc__)
 
+    importer = _leaf(import_probes)
+    importer.add_argument("checkpoint", help="Folder or Hub id of a probe checkpoint of the original code.")
+    importer.add_argument("--out", required=True, help="The run's folder; made if it does not exist.")
+    importer.add_argument(
+        "--expert", type=str | None, help="Id or path of the expert; by default the one that the checkpoint names."
+    )
+    importer.add_argument(
+        "--images",
+        type=str | None,
+        help="Images over which the expert's features are averaged, for the floor `mean` and centred scores.",
+    )
+    importer.add_argument("--revision", type=str | None, help="Branch, tag or commit of the checkpoint on the Hub.")
+    importer.add_argument("--template", type=str | None, help="Conversation template; see train.")
+    importer.add_argument("--device", type=str | None, help="By default the accelerator, where there is one.")
+    commands.add_subcommand("import", importer, help=import_probes.__doc__)
+
     plotter = _leaf(plot)
     plotter.add_argument("runs", nargs="+", metavar="RUN", help="Folders of scored runs; each becomes a curve.")
     plotter.add_argument("--out", required=True, help="Where the figure goes; PNG and PDF are written both.")
@@ -232,6 +263,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     functions: dict[str, Command] = {
         "train": train,
         "evaluate similarity": evaluate_similarity,
+        "import": import_probes,
         "plot": plot,
         "data coco": data_coco,
         "data da2k": data_da2k,

@@ -8,8 +8,8 @@ from innervision.errors import InnerVisionError
 VISION = -1
 """The layer number of what the vision tower hands to the projector."""
 
-Protocol = Literal["standard"]
-"""How scores are made; every score names it."""
+Protocol = Literal["standard", "paper"]
+"""How probes are trained and scores are made; every score names it."""
 
 
 @dataclass(kw_only=True)
@@ -61,6 +61,9 @@ class TrainSettings:
     """Tokens that the probes may read; padding never."""
     prompt: str = "Describe the image in two lines."
     """Text that stands beside every image."""
+    protocol: Protocol = "standard"
+    """standard, or paper: as the original code does it, faults included (see docs/original.md). Training follows its
+    training script."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """The probe."""
     epochs: int = 2
@@ -89,6 +92,9 @@ class TrainSettings:
     """Load the MLLM in 4 or 8 bits (needs bitsandbytes)."""
     random_weights: Literal["none", "llm", "all"] = "none"
     """A control: give the LLM, or all of the MLLM, fresh weights."""
+    template: str | None = None
+    """Conversation template of an MLLM in the original LLaVA layout: v1, llava_llama_3 or llava_phi_3; by default the
+    one that its language model was tuned with."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint. Only for sources that you trust."""
     workers: int = 2

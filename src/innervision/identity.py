@@ -39,11 +39,11 @@ def locate(name: str) -> str:
 def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Give the name and the revision that tell a checkpoint from others, wherever it lies.
 
-    For a folder its own name (for a model of the package `world/NAME`) and its fingerprint, for a model on the Hub
-    its id and its commit.
+    For a folder or a file its own name (for a model of the package `world/NAME`) and its fingerprint, for a model on
+    the Hub its id and its commit.
     """
     folder = locate(name)
-    if Path(folder).is_dir():
+    if Path(folder).exists():
         return Path(name).resolve().name if folder == name else name, fingerprint(folder)
     return name, hub_commit(name, revision)
 
@@ -59,11 +59,14 @@ def hub_commit(name: str, revision: str | None, file: str = CONFIG_NAME) -> str 
 def fingerprint(folder: str | Path) -> str:
     """Give a short hash of a model folder: names, sizes and samples of its configuration and weight files.
 
+    Of a single file its size and samples.
+
     It tells one checkpoint from another without reading gigabytes.
     """
     digest = hashlib.sha256()
     kinds = (".json", ".safetensors", ".bin", ".pth", ".pt")
-    for path in sorted(file for file in Path(folder).rglob("*") if file.suffix in kinds):
+    files = [Path(folder)] if Path(folder).is_file() else Path(folder).rglob("*")
+    for path in sorted(file for file in files if file.suffix in kinds):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:

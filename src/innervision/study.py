@@ -29,6 +29,7 @@ def load_mllm(settings: TrainSettings, device: str | None = None) -> MLLM:
         random_weights={"none": False, "llm": True, "all": "all"}[settings.random_weights],  # type: ignore[arg-type]
         seed=settings.seed,
         trust_remote_code=settings.trust_remote_code,
+        template=settings.template,
     )
 
 

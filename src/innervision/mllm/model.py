@@ -13,11 +13,13 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.utils import logging as transformers_logging
 
-from innervision.config import VISION
+from innervision.config import VISION, require
 from innervision.errors import InnerVisionError
 from innervision.identity import hub_commit, identify, locate
 from innervision.mllm.architecture import (
@@ -28,6 +30,7 @@ from innervision.mllm.architecture import (
     handed_over,
 )
 from innervision.mllm.inputs import InputBuilder, Inputs, Tokens, share_out
+from innervision.mllm.original import Original, is_original
 
 Visitor = Callable[[int, Tensor, Tensor], None]
 """Called with a layer's number, its states (B, T, D) and a mask (B, T), True = a token the visitor may read."""
@@ -77,8 +80,9 @@ class MLLM:
         random_weights: RandomWeights = False,
         seed: int = 0,
         trust_remote_code: bool = False,
+        template: str | None = None,
     ) -> "MLLM":
-        """Load an image-text model from the Hugging Face Hub or a folder.
+        """Load an image-text model from the Hugging Face Hub or a folder, in their layout or the original LLaVA's.
 
         Args:
             name: a Hub id, the path of a folder that `save_pretrained` wrote, or `world/NAME`, a model of the package.
@@ -90,6 +94,7 @@ class MLLM:
                 projector; "all" gives the whole model fresh weights and reads no checkpoint, only its configuration.
             seed: of the fresh weights.
             trust_remote_code: run model code that comes with the checkpoint.
+            template: conversation template of a model in the original layout; by default its language model's.
 
         Raises:
             InnerVisionError: there is no such model, it is not an image-text model, weights are missing, or its
@@ -105,20 +110,32 @@ class MLLM:
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         folder = locate(name)
         try:
-            config = AutoConfig.from_pretrained(folder, **source)
+            content, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
+            source["revision"] = hub_commit(folder, revision)
+            original = None
+            processor: Any
+            if is_original(content):
+                original = Original.read(folder, content, source["revision"], template)
+                config, processor = original.config, original.processor
+            else:
+                require(template is None, f"{name} has a template of its own; leave out template={template}")
+                config = AutoConfig.from_pretrained(folder, **source)
+                processor = AutoProcessor.from_pretrained(folder, **source)
             if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
                 raise ValueError(f"a {config.model_type} model is not an image-text model of Transformers")
-            source["revision"] = hub_commit(folder, revision)
-            processor = AutoProcessor.from_pretrained(folder, **source)
             if random_weights == "all":
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
                         config, dtype=dtype, trust_remote_code=trust_remote_code
                     )
                     _redraw_zeros(model)
+                    if original is not None:
+                        original.embed(model, random=True)
                 model.to(device)
             else:
-                model = _load_weights(folder, dtype, device, quantization, source)
+                model = _load_weights(folder, dtype, device, quantization, source, original)
+                if original is not None:
+                    original.embed(model)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             raise InnerVisionError(f"cannot load the MLLM {name!r}: {_first_sentence(error)}") from error
         name, revision = identify(name, source["revision"])
@@ -334,6 +351,17 @@ def default_device() -> torch.device:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Let Transformers report errors only."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
 def fixed_seed(seed: int) -> Iterator[None]:
     """Draw from PyTorch's generators as after `manual_seed(seed)`, and leave them as they were."""
     with torch.random.fork_rng():
@@ -342,25 +370,44 @@ def fixed_seed(seed: int) -> Iterator[None]:
 
 
 def _load_weights(
-    name: str, dtype: torch.dtype, device: torch.device, quantization: str | None, source: dict[str, Any]
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None,
+    source: dict[str, Any],
+    original: Original | None,
 ) -> PreTrainedModel:
     options = dict(source)
+    if original is not None:
+        options |= {"config": original.config, "key_mapping": original.key_mapping}
     if quantization:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=quantization == "4bit",
             load_in_8bit=quantization == "8bit",
             bnb_4bit_compute_dtype=dtype,
         )
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        name, dtype=dtype, device_map={"": device}, output_loading_info=True, **options
-    )
+    with quiet():  # its report lists what is not used; what is missing or unknown is told below
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name,
+            dtype=dtype,
+            device_map={"": device},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     model, info = loaded
+    if misshapen := sorted(info["mismatched_keys"]):
+        key, shape, needed = misshapen[0]
+        raise ValueError(f"the checkpoint holds {key} as {tuple(shape)}, which must be {tuple(needed)}")
+    missing = sorted(info["missing_keys"])
+    if original is not None:
+        missing = original.complete(model, missing, info["unexpected_keys"])
     head = model.get_output_embeddings()
     unused = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     parameters = dict(model.named_parameters())
-    missing = [key for key in info["missing_keys"] if id(parameters.get(key)) not in unused]
+    missing = [key for key in missing if id(parameters.get(key)) not in unused]
     if missing:
-        raise ValueError(f"the checkpoint lacks {len(missing)} weights, among them {sorted(missing)[0]}")
+        raise ValueError(f"the checkpoint lacks {len(missing)} weights, among them {missing[0]}")
     return model
 
 

@@ -141,7 +141,8 @@ class ProbeBank(nn.Module):
         """
         facts = read_metadata(path)
         expected = identity(mllm, target)
-        if wrong := [key for key in expected if facts.get(key) != expected[key]]:
+        unknown = [key for key in ("mllm_revision", "expert_revision") if facts.get(key) is None]
+        if wrong := [key for key in expected if facts.get(key) != expected[key] and key not in unknown]:
             differences = "; ".join(f"{key} is {facts.get(key)!r} there, {expected[key]!r} here" for key in wrong)
             raise InnerVisionError(f"{path} was made for another model: {differences}")
         bank = cls(mllm, target, facts["layers"], ProbeSettings(**facts["probe"]))

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DepthAnythingForDepthEstimation
+from transformers import BaseImageProcessor, DepthAnythingForDepthEstimation
 
 from innervision.errors import InnerVisionError
+from innervision.targets import original_depth
 from innervision.targets.checkpoint import Checkpoint
 from innervision.targets.target import Context, Parts, Preparer, Target
 
@@ -26,9 +27,14 @@ class DepthTarget(Target):
     @classmethod
     def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
         """Keep of Depth Anything the backbone. See `Target.read`."""
-        config = checkpoint.load_config(model_type="depth_anything")
-        processor = checkpoint.load_image_processor()
-        model, random_weights = checkpoint.load_model(DepthAnythingForDepthEstimation, config)
+        random_weights: dict[str, Tensor] = {}
+        processor: BaseImageProcessor
+        if original_depth.is_original(checkpoint.source):
+            model, processor = original_depth.load(checkpoint.source)
+        else:
+            config = checkpoint.load_config(model_type="depth_anything")
+            processor = checkpoint.load_image_processor()
+            model, random_weights = checkpoint.load_model(DepthAnythingForDepthEstimation, config)
         side = size or cls.size
         # What the depth head reads, whatever the folder says for other uses of the backbone.
         model.backbone.config.apply_layernorm = True

@@ -1,0 +1,130 @@
+"""Single tensors of a checkpoint, read without the rest of it: one file or many, safetensors or PyTorch."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from innervision.errors import InnerVisionError
+
+
+class Shards:
+    """The tensors of one checkpoint by name. Nothing in it is executed."""
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
+        """Find the files of a checkpoint; only an index or the head of a single file is read.
+
+        Args:
+            name: a folder or a Hub id that holds weights as Transformers saves them, or one file of weights.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            InnerVisionError: there are no weights, or the index is broken or leads out of the checkpoint.
+        """
+        self.name = name
+        self.revision = revision
+        self.files: dict[str, str] = {}
+        """The file that holds each tensor, by the tensor's name."""
+        if Path(name).is_file():
+            self.files = dict.fromkeys(self._open(name), name)
+            return
+        for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
+            if path := find_file(name, index, revision):
+                self.files = self._read_index(path)
+                return
+            if find_file(name, single, revision):
+                self.files = dict.fromkeys(self._open(single), single)
+                return
+        raise InnerVisionError(
+            f"{name} holds no weights: neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME} nor an index of shards"
+        )
+
+    def shapes(self, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Give the shapes of tensors, without reading them."""
+        return {key: tuple(value.get_shape()) for key, value in self._slices(keys)}
+
+    def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Read tensors into memory, on the CPU, in the type they are stored in.
+
+        Raises:
+            InnerVisionError: a file is missing or broken, or does not hold what the index says.
+        """
+        return {key: value[:] if value.get_shape() else value[...] for key, value in self._slices(keys)}
+
+    def _slices(self, keys: Iterable[str]) -> Iterable[tuple[str, Any]]:
+        by_file = defaultdict(list)
+        for key in keys:
+            by_file[self.files[key]].append(key)
+        for file, names in by_file.items():
+            held = self._open(file)
+            if lacking := [name for name in names if name not in held]:
+                raise InnerVisionError(f"{self.name}: {file} does not hold {_few(lacking)}, which the index puts there")
+            yield from ((name, held[name]) for name in names)
+
+    def _open(self, file: str) -> dict[str, Any]:
+        path = file if file == self.name else find_file(self.name, file, self.revision)
+        if path is None:
+            raise InnerVisionError(f"{self.name} lacks its file {file}")
+        try:
+            if Path(file).suffix == ".safetensors":
+                opened = safe_open(path, framework="pt")
+                return {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # it is no mapping
+            try:
+                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # written by a PyTorch before 1.6, which cannot be mapped
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
+            return {key: _Whole(value) for key, value in tensors.items() if isinstance(value, Tensor)}
+        except Exception as error:  # a broken or foreign file can make its reader raise anything
+            reason = " ".join(str(error).split())[:200]
+            raise InnerVisionError(f"{path} cannot be read as a file of weights: {reason}") from error
+
+    def _read_index(self, path: str) -> dict[str, str]:
+        try:
+            files = json.loads(Path(path).read_text())["weight_map"]
+            outward = [file for file in files.values() if Path(file).name != file]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InnerVisionError(f"{path} is not an index of shards: {error!r}") from error
+        if outward:
+            raise InnerVisionError(f"{path} names a file outside of the checkpoint: {outward[0]}")
+        return files
+
+
+def find_file(name: str, file: str, revision: str | None = None) -> str | None:
+    """Give the path of a file of a folder or a Hub model, which is downloaded if need be; None where it has none."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return str(path) if path.is_file() else None
+    try:
+        return hf_hub_download(name, file, revision=revision)
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError, OfflineModeIsEnabled):
+        return None
+
+
+class _Whole:
+    """A tensor of a PyTorch file, with the methods that a slice of a safetensors file has."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.shape)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.tensor[index].clone()
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
