@@ -231,7 +231,8 @@ class Tokenizer:
         """Give the ids of a piece of text, without the one that begins a sequence."""
         if not isinstance(self.backend, SentencePieceBackend):
             return self.backend(text).input_ids[len(self.bos) :]
-        return [self.backend.convert_tokens_to_ids(piece) for piece in self._pieces(text)]
+        ids: Any = self.backend.convert_tokens_to_ids(self._pieces(text))
+        return ids
 
     def _pieces(self, text: str) -> list[str]:
         """Split as Transformers' LlamaTokenizer did, before and after it was mended (`legacy`)."""
@@ -415,7 +416,7 @@ def _check(name: str, config: dict[str, Any]) -> None:
             raise InnerVisionError(f"{name} has {key}={config[key]!r}; known is {', '.join(map(repr, values))}")
 
 
-def _clip(name: str, tower: str) -> tuple[CLIPVisionConfig, CLIPImageProcessorPil]:
+def _clip(name: str, tower: str) -> tuple[Any, CLIPImageProcessorPil]:
     try:
         return CLIPVisionConfig.from_pretrained(tower), CLIPImageProcessorPil.from_pretrained(tower)
     except (OSError, ValueError) as error:
