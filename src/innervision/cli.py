@@ -5,14 +5,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace, set_parsing_settings
 
 from innervision import __version__
-from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings
+from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings, task_settings
 from innervision.errors import InnerVisionError
+from innervision.tasks import task_names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,13 +68,29 @@ def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
     """Score every layer by the similarity of its predictions to the expert's features."""
     settings = _settings(parser, EvaluateSettings, options)
     from innervision import evaluate
-    from innervision.report.tables import format_table, read_scores, summarize
 
-    path = evaluate.evaluate_similarity(options.run, settings, overwrite=options.overwrite)
-    scores = read_scores(Path(options.run))
-    print(format_table(summarize(scores), scores["target"].unique()), end="\n\n")
-    print(path)
-    print(f"next: innervision plot {options.run} --out figure.png")
+    _show_scores(options.run, evaluate.evaluate_similarity(options.run, settings, overwrite=options.overwrite))
+
+
+def evaluate_task(task: str, parser: ArgumentParser, options: Namespace) -> None:
+    """Decode every layer's predictions with the expert's own head, and score them."""
+    settings = _settings(parser, task_settings(task), options)
+    from innervision import evaluate
+
+    _show_scores(options.run, evaluate.evaluate_task(options.run, task, settings, overwrite=options.overwrite))
+
+
+def _show_scores(run: str, path: Path) -> None:
+    if int(os.environ.get("RANK", "0")) > 0:  # one of several processes speaks
+        return
+    from innervision.report.tables import format_table, read_scores, summarize, write_summary
+
+    scores = read_scores(Path(run), path.stem)
+    summary = summarize(scores)
+    write_summary(summary, path.with_suffix(".csv"))
+    print(format_table(summary, scores["target"].unique()), end="\n\n")
+    print(f"{path.with_suffix('.csv')}  the same and more as CSV\n{path}  the score of each image")
+    print(f"next: innervision plot {run} --out figure.png")
 
 
 def import_probes(parser: ArgumentParser, options: Namespace) -> None:
@@ -185,15 +203,10 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     evaluator = ArgumentParser(description="Score the probes of a run.")
     commands.add_subcommand("evaluate", evaluator, help=evaluator.description)
     tasks = evaluator.add_subcommands(dest="task", title="tasks", metavar="TASK")
-    similarity = _leaf(evaluate_similarity)
-    similarity.add_argument("run", help="Folder of a trained run.")
-    similarity.add_class_arguments(EvaluateSettings)
-    similarity.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="Replace scores that the run has for other images or settings.",
-    )
+    similarity = _evaluator(evaluate_similarity, EvaluateSettings)
     tasks.add_subcommand("similarity", similarity, help=evaluate_similarity.__doc__)
+    for name in task_names():
+        tasks.add_subcommand(name, _evaluator(evaluate_task, task_settings(name)), help=evaluate_task.__doc__)
 
     importer = _leaf(import_probes)
     importer.add_argument("checkpoint", help="Folder or Hub id of a probe checkpoint of the original code.")
@@ -264,6 +277,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
         "train": train,
         "evaluate similarity": evaluate_similarity,
         "import": import_probes,
+        **{f"evaluate {name}": partial(evaluate_task, name) for name in task_names()},
         "plot": plot,
         "data coco": data_coco,
         "data da2k": data_da2k,
@@ -293,9 +307,21 @@ def _config_first(words: list[str]) -> list[str]:
     return words
 
 
-def _leaf(function: Command) -> ArgumentParser:
+def _leaf(function: Callable) -> ArgumentParser:
     parser = ArgumentParser(description=function.__doc__)
     parser.add_argument("--debug", action="store_true", help="Show warnings, and the traceback of an error.")
+    return parser
+
+
+def _evaluator(function: Callable, settings: type) -> ArgumentParser:
+    parser = _leaf(function)
+    parser.add_argument("run", help="Folder of a trained run.")
+    parser.add_class_arguments(settings)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="Replace scores that the run has for other images or settings.",
+    )
     return parser
 
 

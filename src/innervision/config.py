@@ -123,11 +123,9 @@ class TrainSettings:
 
 
 @dataclass(kw_only=True)
-class EvaluateSettings:
-    """How a run is scored."""
+class ScoreSettings:
+    """How a run is scored, whatever is scored."""
 
-    images: str
-    """COCO captions or instances JSON, a folder of images, or a text file of paths."""
     batch_size: int = 16
     """Images that go through the models at once. The shuffled floor pairs the images of a batch."""
     device: str | None = None
@@ -170,6 +168,38 @@ class DrawSettings:
         for name in ("noise_level", "seed"):
             require(getattr(self, name) >= 0, f"draw.{name} must not be negative, as {getattr(self, name)} is")
         require(self.size is None or self.size > 0, f"draw.size must be above 0, not {self.size}")
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings(ScoreSettings):
+    """How a run is scored by the similarity of features."""
+
+    images: str
+    """COCO captions or instances JSON, a folder of images, or a text file of paths."""
+
+
+@dataclass(kw_only=True)
+class TaskSettings(ScoreSettings):
+    """How a run is scored by a task."""
+
+    data: str
+    """The benchmark: a folder in the layout of DA-2K (depth) or COCO (seg, gen), or its annotation file."""
+    decode_batch_size: int = 16
+    """Predictions, of any images and layers, that the expert decodes at once."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        require(self.decode_batch_size > 0, f"decode_batch_size must be above 0, not {self.decode_batch_size}")
+
+
+TASK_SETTINGS: dict[str, type[TaskSettings]] = {}
+"""Of tasks that have settings of their own."""
+
+
+def task_settings(task: str) -> type[TaskSettings]:
+    """Give the class of a task's settings."""
+    return TASK_SETTINGS.get(task, TaskSettings)
 
 
 def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:

@@ -7,10 +7,10 @@ import torch
 from PIL.Image import Image
 
 from innervision.config import TrainSettings
-from innervision.data.loader import Batches
+from innervision.data.loader import Batches, Truth
 from innervision.data.sources import ImageSet
 from innervision.mllm import MLLM
-from innervision.targets import load_targets
+from innervision.targets import load_targets, parse_target
 from innervision.targets.target import Target
 
 
@@ -33,21 +33,29 @@ def load_mllm(settings: TrainSettings, device: str | None = None) -> MLLM:
     )
 
 
-def load_experts(settings: TrainSettings, mllm: MLLM) -> list[Target]:
-    """Load the experts of a run, beside its MLLM.
+def load_experts(
+    settings: TrainSettings, mllm: MLLM, *, only: Sequence[str] | None = None, head: bool = False
+) -> list[Target]:
+    """Load the experts of a run beside its MLLM, of all its targets or `only` some, with or without their heads.
 
     Raises:
         InnerVisionError: one of them cannot be had.
     """
-    return load_targets(settings.targets.split(","), device=mllm.device, dtype=mllm.model.dtype)
+    specs = [spec for spec in settings.targets.split(",") if only is None or parse_target(spec)[0] in only]
+    return load_targets(specs, device=mllm.device, dtype=mllm.model.dtype, head=head)
 
 
 def batches_of(
-    images: ImageSet, order: Sequence[Sequence[int]], mllm: MLLM, prompt: str, targets: Sequence[Target]
+    images: ImageSet,
+    order: Sequence[Sequence[int]],
+    mllm: MLLM,
+    prompt: str,
+    targets: Sequence[Target],
+    truth: Truth | None = None,
 ) -> Batches:
-    """Give the batches that the MLLM and the experts of a run see."""
+    """Give the batches that the MLLM and the experts of a run see, with what `truth` knows of their images."""
     preparers: Mapping[str, Callable] = {target.name: target.preparer for target in targets}
-    return Batches(images, order, partial(_prepare, mllm.builder, prompt), preparers)
+    return Batches(images, order, partial(_prepare, mllm.builder, prompt), preparers, truth)
 
 
 def _prepare(builder: Callable, prompt: str, images: list[Image]) -> object:

@@ -100,7 +100,8 @@ def fit(
     start = sum(len(step) for step in steps[: learner.step])
     batches = batches_of(images, order, mllm, settings.prompt, targets)
     on_gpu = mllm.device.type == "cuda"
-    loader = iter(load_batches(batches, start=start, workers=settings.workers, pin_memory=on_gpu))
+    numbers = range(start, len(batches))
+    loader = iter(load_batches(batches, numbers, workers=settings.workers, pin_memory=on_gpu))
     bar = tqdm(total=len(images) * settings.epochs, unit="image", disable=not progress, dynamic_ncols=True)
     bar.update(sum(len(micro) for micro in order[:start]))
     with bar, stop_signals() as stop, run.log.open("a") as log:

@@ -249,7 +249,7 @@ def test_a_table_shows_its_target_alone():
 
 def test_each_protocol_has_a_table_of_its_own():
     text = format_table(summarize(table(rows([0.1, 0.1]), rows([0.2, 0.2], protocol="paper"))), ["depth"])
-    paper, standard = text.split("depth: ")[1:]
+    standard, paper = text.split("depth: ")[1:]
     assert paper.startswith("2 images, paper protocol")
     assert "0.200 [0.200, 0.200]" in paper
     assert standard.startswith("2 images, standard protocol")

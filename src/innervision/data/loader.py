@@ -3,7 +3,7 @@
 import random
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL.Image import Image
@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from innervision.data.images import BadImage, read_image
 from innervision.data.sources import ImageSet
 from innervision.errors import InnerVisionError
+
+Truth = Callable[[str, Image], Any]
+"""Gives what is known of an image, by its name and what was read of it; an InnerVisionError means that it cannot."""
 
 
 @dataclass
@@ -28,6 +31,8 @@ class Batch:
     """For every target (B, 3, H, W), what its expert takes."""
     bad: list[tuple[str, str]]
     """(name, reason) of every image that is left out."""
+    truths: list[Any] = field(default_factory=list)
+    """What is known of each image, where that was asked for."""
 
     def pin_memory(self) -> "Batch":
         """Give a copy in page-locked memory (what a DataLoader asks for)."""
@@ -47,6 +52,8 @@ class Batches(Dataset[Batch]):
     """Makes the MLLM's inputs; an InnerVisionError means that it cannot take one of the images."""
     preparers: Mapping[str, Callable[[list[Image]], Tensor]]
     """For every target what makes its expert's pixels."""
+    truth: Truth | None = None
+    """Gives what is known of an image."""
 
     def __len__(self) -> int:
         """Count the batches."""
@@ -54,13 +61,17 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Read and prepare one batch."""
-        names, images, bad = [], [], []
+        names, images, truths, bad = [], [], [], []
         for i in self.order[index]:
+            name = self.images.names[i]
             try:
-                images.append(read_image(self.images.paths[i]))
-                names.append(self.images.names[i])
-            except BadImage as error:
-                bad.append((self.images.names[i], error.reason))
+                image = read_image(self.images.paths[i])
+                truths.append(self.truth(name, image) if self.truth else None)
+            except (BadImage, InnerVisionError) as error:
+                bad.append((name, error.reason if isinstance(error, BadImage) else str(error)))
+                continue
+            images.append(image)
+            names.append(name)
         try:
             inputs = self.prepare(images) if images else None
         except InnerVisionError:
@@ -68,11 +79,11 @@ class Batches(Dataset[Batch]):
             if not refused:
                 raise
             bad.extend(refused.items())
-            images = [image for name, image in zip(names, images, strict=True) if name not in refused]
-            names = [name for name in names if name not in refused]
+            kept = [i for i, name in enumerate(names) if name not in refused]
+            names, images, truths = [names[i] for i in kept], [images[i] for i in kept], [truths[i] for i in kept]
             inputs = self.prepare(images) if images else None
         pixels = {name: prepare(images) for name, prepare in self.preparers.items()} if images else {}
-        return Batch(names, inputs, pixels, bad)
+        return Batch(names, inputs, pixels, bad, truths)
 
     def _try(self, image: Image) -> str | None:
         try:
@@ -82,13 +93,15 @@ class Batches(Dataset[Batch]):
         return None
 
 
-def load_batches(batches: Batches, *, start: int = 0, workers: int = 0, pin_memory: bool = False) -> DataLoader[Batch]:
-    """Give the batches from number `start` on, in order, prepared by `workers` processes (0 = in this one)."""
+def load_batches(
+    batches: Batches, numbers: Sequence[int], *, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Give the batches of these numbers, in their order, prepared by `workers` processes (0 = in this one)."""
     return DataLoader(
         batches,
-        sampler=range(start, len(batches)),
+        sampler=numbers,
         batch_size=None,
-        num_workers=min(workers, max(0, len(batches) - start)),
+        num_workers=min(workers, len(numbers)),
         pin_memory=pin_memory,
         worker_init_fn=_leave_interrupts_to_the_main_process,
     )

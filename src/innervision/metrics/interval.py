@@ -1,5 +1,7 @@
 """How far a mean over images may be trusted."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,12 +34,22 @@ def bootstrap_interval(
         return nothing, nothing
 
     flat = values.reshape(images, -1)  # (images, entries)
-    rng = np.random.default_rng(seed)
-    rows = max(1, BLOCK // images)
-    means = [_weights(rng, min(rows, resamples - start), images) @ flat for start in range(0, resamples, rows)]
+    means = [weights @ flat for weights in resample_weights(images, resamples, seed)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
     return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
+
+
+def resample_weights(images: int, resamples: int = 1000, seed: int = 0) -> Iterator[NDArray[np.float64]]:
+    """Draw resamples of the images, some at a time: how often each image comes up in each, over their number.
+
+    Yields:
+        (rows, images), each row of which sums to 1; `resamples` rows in all.
+    """
+    rng = np.random.default_rng(seed)
+    rows = max(1, BLOCK // images)
+    for start in range(0, resamples, rows):
+        yield _weights(rng, min(rows, resamples - start), images)
 
 
 def _weights(rng: np.random.Generator, resamples: int, images: int) -> NDArray[np.float64]:

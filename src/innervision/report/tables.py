@@ -1,17 +1,22 @@
 """Scores of a run: read, averaged over images and written as a table for the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import pyarrow.parquet as pq
 
 from innervision.errors import InnerVisionError
-from innervision.metrics.interval import bootstrap_interval
+from innervision.files import atomic_write
+from innervision.report.resample import interval_of, resample
 
 METRICS = {
+    "accuracy": ("accuracy", "share of the pairs in which the closer point is found"),
+    "ties": ("ties", "share of the pairs in which neither point is closer; they count as wrong"),
+    "miou": ("mIoU", "intersection over union, the mean over the classes"),
+    "pixel_accuracy": ("pixel accuracy", "share of the pixels that are given their class"),
     "cosine": ("cosine", "of the whole feature maps, as published; the mean feature alone scores high"),
     "token_cosine": ("token cosine", "the cosine of each token, averaged over the tokens"),
     "centred_cosine": (
@@ -20,18 +25,22 @@ METRICS = {
     ),
     "explained_variance": ("explained variance", "1 = perfect, 0 = no better than the mean feature"),
 }
-"""Name and meaning of the similarity metrics, in the order they are shown. Other metrics go by their key."""
+"""Name and meaning of the metrics, in the order they are shown. Other metrics go by their key."""
 
 SOURCES = {
     "probe": "the probe's prediction for the image",
     "shuffled": "the same probe's prediction for another image",
+    "zero": "a feature of zeros, which needs no MLLM",
     "mean": "the mean feature of the training images, which needs no MLLM",
-    "expert": "the expert's own features",
+    "expert": "the expert's own features, in the place of a prediction",
+    "plain": "the expert as it is",
 }
 """Where the scored features come from."""
 
 COLUMNS = ["image", "target", "layer", "source", "metric", "protocol", "value"]
 GROUP = ["target", "source", "layer", "metric", "protocol"]
+MOST_GROUPS = 12
+"""Where a metric has more groups, as mIoU has classes, they are left to the file of all scores."""
 WIDTH = 120
 """Most characters in a line of a table; metrics that do not fit go into another table below."""
 
@@ -44,7 +53,8 @@ def read_scores(run: Path, evaluation: str = "similarity") -> pd.DataFrame:
 
     `layer` is a nullable integer: -1 is the output of the vision tower, 0 the embeddings that enter the
     decoder, 1 and up its layers; null belongs to no layer (the mean feature). The other columns are strings
-    (as categories), but for `value`, a float64.
+    (as categories), but for `value`, a float64. The tables of tasks have two more: `group`, a class or type of
+    scene (null: the score belongs to none), and `weight`, what an image's value weighs in the mean, a float64.
 
     Raises:
         InnerVisionError: there is no such run, it has not been evaluated, or the file is not a score table.
@@ -58,10 +68,11 @@ def read_scores(run: Path, evaluation: str = "similarity") -> pd.DataFrame:
         raise InnerVisionError(f"{run} {what}. Make a run with: {train}")
     if not path.is_file():
         raise InnerVisionError(f"{run} has no {evaluation} scores yet. Make them with: {command}")
-    strings = [name for name in COLUMNS if name not in ("layer", "value")]
     try:
+        weighted = [name for name in ("group", "weight") if name in pq.read_schema(path).names]
+        strings = [name for name in [*COLUMNS, *weighted] if name not in ("layer", "value", "weight")]
         scores = pd.read_parquet(path, read_dictionary=strings)  # a tenth of the memory of strings
-        scores = scores[COLUMNS].astype(dict.fromkeys(strings, "category") | {"layer": "Int64"})
+        scores = scores[[*COLUMNS, *weighted]].astype(dict.fromkeys(strings, "category") | {"layer": "Int64"})
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among these
         raise InnerVisionError(f"{path} is not a score table ({error}). Make it again with: {command}") from error
     if scores.empty:
@@ -70,67 +81,38 @@ def read_scores(run: Path, evaluation: str = "similarity") -> pd.DataFrame:
 
 
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:
-    """Average a score table over its images: one row per target, source, layer, metric and protocol.
+    """Score a table over its images: one row per target, source, layer, metric, protocol and group.
 
-    Columns: those five, `mean`, `low` and `high` (95% bootstrap interval over images, with the same resamples
-    for all rows over the same images) and `images` (how many).
+    Columns: those six, `mean`, `low` and `high` (95% bootstrap interval over images, with the same resamples for all
+    rows over the same images) and `images` (how many). A null group is the score of the layer; a null layer, for
+    sources that have layers, is the average over the decoder layers (1 and up). See `innervision.report.resample`.
 
-    For sources that have layers, a row with a null layer is the average over the decoder layers (1 and up),
-    taken within each image first, as published numbers are.
-
-    A mean over a value that is NaN or infinite is not finite either, and its interval is NaN; so is the
-    interval of a single image.
+    A score over a value that is NaN or infinite is not finite either, and its interval is NaN; so is the interval of
+    a single image.
 
     Raises:
         InnerVisionError: the same score stands in the table more than once.
     """
-    groups = scores.groupby(GROUP, dropna=False, observed=True)
-    summary = groups.size().reset_index()[GROUP].astype({name: str for name in GROUP if name != "layer"})
-    row, images = pd.factorize(scores["image"])
-    # by name, so that the resamples do not depend on the order of the rows
-    row = np.asarray(images, dtype=str).argsort().argsort()[row]
-    column = groups.ngroup().to_numpy()
-    values = np.full((len(images), len(summary)), np.nan)  # (images, groups)
-    values[row, column] = scores["value"]
-    scored = np.zeros(values.shape, dtype=bool)
-    scored[row, column] = True
-    if scored.sum() != len(scores):
-        twice = len(scores) - scored.sum()
-        raise InnerVisionError(f"{twice} scores stand in the table more than once. Evaluate the run again.")
-
-    averages, averaged, complete = [], [], []
-    decoder = summary[summary["layer"].ge(1).fillna(False)]
-    for _, layers in decoder.groupby(["target", "source", "metric", "protocol"], observed=True):
-        averages.append(layers.iloc[:1])
-        averaged.append(values[:, layers.index].mean(axis=1))
-        complete.append(scored[:, layers.index].all(axis=1))
-    if averages:
-        average = pd.concat(averages)
-        average["layer"] = pd.NA
-        summary = pd.concat([summary, average.astype({"layer": "Int64"})], ignore_index=True)
-        values = np.column_stack([values, *averaged])
-        scored = np.column_stack([scored, *complete])
-
-    summary["mean"], summary["low"], summary["high"] = _mean_with_ends(values, scored)
-    summary["images"] = scored.sum(axis=0)
-    # where no image has all the layers there is no average
-    return summary[summary["images"] > 0].sort_values(GROUP, ignore_index=True)
+    rows, draws = resample(scores)
+    low, high = interval_of(draws[1:])
+    rows = rows.assign(mean=draws[0], low=low, high=high)
+    # a group may be missing from a resample, a score of the whole may not
+    broken = rows["group"].isna() & pd.Series(~np.isfinite(draws).all(axis=0))
+    rows.loc[broken | (rows["images"] == 1), ["low", "high"]] = np.nan
+    rows = rows[rows["group"].isna() | rows["mean"].notna()]  # without groups that no image has
+    # a first sort by group, then one that keeps this order
+    rows = rows.sort_values("group", key=lambda group: group.fillna(""), kind="stable")
+    return rows.sort_values(GROUP, kind="stable", ignore_index=True)[[*GROUP, "group", "mean", "low", "high", "images"]]
 
 
-def _mean_with_ends(values: NDArray[np.float64], scored: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Give mean, low and high (3, groups) of each column over the images that are `scored` in it."""
-    result = np.full((3, values.shape[1]), np.nan)
-    same_images: dict[bytes, list[int]] = {}  # such columns are resampled together
-    for index, images in enumerate(scored.T):
-        same_images.setdefault(images.tobytes(), []).append(index)
-    for together in same_images.values():
-        columns = np.array(together)
-        block = values[np.ix_(scored[:, columns[0]], columns)]
-        if len(block):
-            finite = np.isfinite(block).all(axis=0)
-            result[0, columns] = block.mean(axis=0)
-            result[1:, columns[finite]] = bootstrap_interval(block[:, finite], confidence=0.95)
-    return result
+def write_summary(summary: pd.DataFrame, path: Path) -> None:
+    """Write rows of `summarize` as CSV: every score with its interval, by group as well.
+
+    Raises:
+        InnerVisionError: the file cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        summary.to_csv(temporary, index=False)
 
 
 def format_table(summary: pd.DataFrame, targets: Iterable[str]) -> str:
@@ -146,11 +128,16 @@ def format_table(summary: pd.DataFrame, targets: Iterable[str]) -> str:
     if unknown := [target for target in targets if target not in known]:
         raise InnerVisionError(f"there are no scores of the target {unknown[0]!r}, only of: {', '.join(known)}")
     chosen = [summary[summary["target"] == target] for target in targets]
-    tables = [_format_protocol(rows) for table in chosen for _, rows in table.groupby("protocol")]
+    tables = [
+        _format_protocol(table[table["protocol"] == protocol])
+        for table in chosen
+        for protocol in _in_order(table["protocol"], ["standard"])
+    ]
     return "\n\n".join([*tables, _explain(pd.concat(chosen))])
 
 
-def _format_protocol(rows: pd.DataFrame) -> str:
+def _format_protocol(table: pd.DataFrame) -> str:
+    rows = table[table["group"].isna()]
     metrics = _in_order(rows["metric"], METRICS)
     sources = _in_order(rows["source"], SOURCES)
     layers = _layers(rows)
@@ -167,8 +154,25 @@ def _format_protocol(rows: pd.DataFrame) -> str:
             f"{rows['target'].iloc[0]}: {images} images, {rows['protocol'].iloc[0]} protocol",
             "",
             _side_by_side(["", "layer", *(label for label, _, _ in lines)], blocks),
+            *_format_groups(table[table["group"].notna()], lines),
         ]
     )
+
+
+def _format_groups(rows: pd.DataFrame, lines: list[Line]) -> Iterator[str]:
+    """Write the scores of each group beside each other, metric by metric."""
+    for metric in _in_order(rows["metric"], METRICS):
+        groups = rows[rows["metric"] == metric].groupby("group")
+        if groups.ngroups > MOST_GROUPS:
+            continue
+        blocks = []
+        for name, scores in groups:
+            cells = _cells(scores)
+            block = [str(name), *(_number(cells.get((source, layer))) for _, source, layer in lines)]
+            width = max(map(len, block))
+            blocks.append([line.rjust(width) for line in block])
+        yield f"\n{METRICS.get(metric, (metric, ''))[0]} by group\n"
+        yield _side_by_side(["layer", *(label for label, _, _ in lines)], blocks)
 
 
 def _explain(rows: pd.DataFrame) -> str:
@@ -191,8 +195,7 @@ def _layers(rows: pd.DataFrame) -> list[int]:
 
 def _metric_block(metric: str, rows: pd.DataFrame, lines: list[Line]) -> list[str]:
     """Give two header lines and the cells of `lines`, right-aligned to one width."""
-    layers = [None if layer is pd.NA else layer for layer in rows["layer"].tolist()]
-    cells = dict(zip(zip(rows["source"], layers, strict=True), rows.itertuples(index=False), strict=True))
+    cells = _cells(rows)
     shuffled = "shuffled" in set(rows["source"])
     block = [METRICS.get(metric, (metric, ""))[0], "probe [low, high]" + shuffled * " shuffled"]
     beside = [_number(cells.get(("shuffled", layer))) if source == "probe" else "" for _, source, layer in lines]
@@ -201,6 +204,12 @@ def _metric_block(metric: str, rows: pd.DataFrame, lines: list[Line]) -> list[st
         block.append(f"{cell} {other:>{max(map(len, beside))}}" if shuffled else cell)
     width = max(map(len, block))
     return [line.rjust(width) for line in block]
+
+
+def _cells(rows: pd.DataFrame) -> dict[tuple[str, int | None], Any]:
+    """Give the rows by source and layer."""
+    layers = [None if layer is pd.NA else layer for layer in rows["layer"].tolist()]
+    return dict(zip(zip(rows["source"], layers, strict=True), rows.itertuples(index=False), strict=True))
 
 
 def _number(row: Any) -> str:

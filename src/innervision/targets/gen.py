@@ -27,6 +27,7 @@ class GenTarget(Target):
     """
 
     name = "gen"
+    draws_at_random = True
     default_expert = "stabilityai/stable-diffusion-2-1-unclip"
 
     draw = DrawSettings()

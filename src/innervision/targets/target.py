@@ -93,6 +93,8 @@ class Target(nn.Module, ABC):
     """What specs, runs and reports call the target."""
     default_expert: ClassVar[str | None] = None
     """The expert that is loaded when none is named."""
+    draws_at_random: ClassVar[bool] = False
+    """Whether decoded outputs depend on seeds."""
 
     module: Any
 

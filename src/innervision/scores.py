@@ -1,0 +1,180 @@
+"""The score table of an evaluation: a Parquet file that grows by parts, so that what is done is never done again.
+
+RUN/scores/NAME.parquet         one row per score
+RUN/scores/NAME.json            what was scored, images that were left out, versions of packages
+RUN/scores/.NAME/000012.*       parts of an evaluation that is not finished, by number of the batch
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from innervision.errors import InnerVisionError
+from innervision.files import atomic_write
+from innervision.run import package_versions
+from innervision.tasks.evaluation import Label, Part, Scores, to_cpu
+
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("target", pa.string()),
+        ("layer", pa.int16()),
+        ("source", pa.string()),
+        ("metric", pa.string()),
+        ("protocol", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+"""Of a score table. The layer is null where the score belongs to none (the mean feature)."""
+
+WEIGHTED_SCHEMA = pa.schema([*SCHEMA, ("group", pa.string()), ("weight", pa.float64())])
+"""Of the table of a task. The group is null where the score belongs to none; see `tasks.evaluation.Scores`."""
+
+Conclude = Callable[[Mapping[str, NDArray[np.floating]], Sequence[str]], list[Scores]]
+"""`Evaluation.conclude`."""
+
+
+class ScoreTable:
+    """The table of one evaluation of a run. Several processes may write parts of it."""
+
+    def __init__(self, folder: Path, name: str, plan: dict[str, Any], *, weighted: bool = False) -> None:
+        """Point at `folder/name.parquet`.
+
+        Args:
+            folder: the run's scores.
+            name: of the evaluation.
+            plan: what is scored; parts of another plan are not used.
+            weighted: whether the scores have weights and groups.
+        """
+        self.path = folder / f"{name}.parquet"
+        self.facts = folder / f"{name}.json"
+        self.parts = folder / f".{name}"
+        self.plan = plan
+        self.schema = WEIGHTED_SCHEMA if weighted else SCHEMA
+
+    def is_complete(self, overwrite: bool) -> bool:
+        """Tell whether the finished table is there.
+
+        Raises:
+            InnerVisionError: a finished table of another plan is there, and `overwrite` is not asked for.
+        """
+        if not (self.path.exists() and self.facts.exists()):
+            return False
+        other = json.loads(self.facts.read_text())["plan"]
+        if other == self.plan:
+            return True
+        if not overwrite:
+            differences = "; ".join(f"{key}: {other.get(key)}" for key in self.plan if other.get(key) != self.plan[key])
+            raise InnerVisionError(
+                f"{self.path} holds scores made otherwise ({differences}); add --overwrite to replace them"
+            )
+        return False
+
+    def open(self) -> None:
+        """Make ready for parts: those of the same plan are kept, others go."""
+        plan = self.parts / "plan.json"
+        if self.parts.exists() and not (plan.exists() and json.loads(plan.read_text()) == self.plan):
+            shutil.rmtree(self.parts)
+        for left_over in self.parts.glob(".*"):  # half-written when a process was killed
+            left_over.unlink()
+        if not plan.exists():
+            with atomic_write(plan) as temporary:
+                temporary.write_text(json.dumps(self.plan))
+
+    def done(self) -> set[int]:
+        """Give the numbers of the parts that are there."""
+        return {int(path.stem) for path in self._tables()}
+
+    def bad(self) -> list[tuple[str, str]]:
+        """Read which images the parts leave out, and why."""
+        return [(name, reason) for path in self._tables() for name, reason in _facts(path)["bad"]]
+
+    def write_part(self, number: int, part: Part, images: Sequence[str], bad: Sequence[tuple[str, str]]) -> None:
+        """Write one part: what was found for `images`, and which images were left out."""
+        path = self.parts / f"{number:06}.parquet"
+        if part.arrays:
+            arrays = {
+                json.dumps([*key, name]): array.cpu().contiguous()
+                for key, by_name in part.arrays.items()
+                for name, array in by_name.items()
+            }
+            with atomic_write(path.with_suffix(".safetensors")) as temporary:
+                save_file(arrays, temporary)
+        facts = {"images": json.dumps(list(images)), "bad": json.dumps(list(bad))}
+        table = self._rows(part.scores).replace_schema_metadata(facts)
+        with atomic_write(path) as temporary:  # last: with it the part is there
+            pq.write_table(table, temporary)
+
+    def finish(self, facts: dict[str, Any], conclude: Conclude) -> None:
+        """Join the parts to one table, score what needs all images, and write what it was made from beside it."""
+        with atomic_write(self.path) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
+            for path in self._tables():
+                writer.write_table(pq.read_table(path).replace_schema_metadata())
+            for scores in self._conclusions(conclude):
+                writer.write_table(self._rows([scores]))
+        with atomic_write(self.facts) as temporary:
+            content = {"plan": self.plan, **facts, "versions": package_versions()}
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+        shutil.rmtree(self.parts)
+
+    def _tables(self) -> list[Path]:
+        return sorted(self.parts.glob("[0-9]*.parquet"))
+
+    def _conclusions(self, conclude: Conclude) -> Iterator[tuple[Sequence[Label], Scores]]:
+        """Yield the scores of the arrays of all parts, one target, source and layer at a time."""
+        files: dict[str, list[tuple[Path, Any]]] = {}  # by key
+        for path in self._tables():
+            if (kept := path.with_suffix(".safetensors")).exists():
+                file = safe_open(kept, "numpy")
+                for key in file.offset_keys():
+                    files.setdefault(key, []).append((path, file))
+        names: dict[tuple[str, str, int | None], dict[str, str]] = {}
+        for key in files:
+            target, source, layer, name = json.loads(key)
+            names.setdefault((target, source, layer), {})[name] = key
+        for (target, source, layer), keys in names.items():
+            arrays = {
+                name: np.concatenate([file.get_tensor(key) for _, file in files[key]]) for name, key in keys.items()
+            }
+            images = [image for path, _ in files[next(iter(keys.values()))] for image in _facts(path)["images"]]
+            labels = [Label(image, target, layer, source) for image in images]
+            yield from ((labels, scores) for scores in conclude(arrays, images))
+
+    def _rows(self, found: Sequence[tuple[Sequence[Label], Scores]]) -> pa.Table:
+        """Make rows of the table."""
+        tables = [self.schema.empty_table()]
+        moved = to_cpu([scores for _, scores in found])
+        for (labels, _), scores in zip(found, moved, strict=True):
+            count = len(scores.values)
+            index = np.arange(count) if scores.labels is None else np.asarray(scores.labels)
+            columns = {
+                name: pa.array([getattr(label, name) for label in labels], self.schema.field(name).type).take(
+                    pa.array(index)
+                )
+                for name in Label._fields
+            }
+            columns |= {
+                "metric": pa.array([scores.metric] * count, pa.string()),
+                "protocol": pa.array([scores.protocol] * count, pa.string()),
+                "value": pa.array(scores.values.numpy()),
+                "group": pa.nulls(count, pa.string())
+                if scores.groups is None
+                else pa.array(scores.groups, pa.string()),
+                "weight": pa.array(np.ones(count) if scores.weights is None else scores.weights.numpy()),
+            }
+            tables.append(pa.table([columns[name] for name in self.schema.names], schema=self.schema))
+        return pa.concat_tables(tables)
+
+
+def _facts(part: Path) -> dict[str, Any]:
+    metadata = pq.read_schema(part).metadata
+    return {name.decode(): json.loads(value) for name, value in metadata.items() if name in (b"images", b"bad")}

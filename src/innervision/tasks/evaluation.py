@@ -1,0 +1,132 @@
+"""What every evaluation offers to the one walk through a run's layers (`innervision.evaluate`)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from innervision.config import ScoreSettings
+from innervision.data.loader import Batch, Truth
+from innervision.data.sources import ImageSet
+from innervision.probes import ProbeBank
+from innervision.targets.target import Target
+
+
+class Label(NamedTuple):
+    """Which prediction it is, and of which image the truth that it is compared with."""
+
+    image: str
+    target: str
+    layer: int | None
+    """None where the prediction belongs to no layer."""
+    source: str
+    """probe, shuffled, mean, zero, expert or plain."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of one metric for a list of labels.
+
+    A score of many images is the mean of their values, weighted by `weights`, for each group of its own. Where all
+    values stand in groups, it is the mean over the groups. A value of NaN in a group says that the image does not have
+    that group; its weight counts nevertheless.
+    """
+
+    metric: str
+    values: Tensor  # (R,)
+    weights: Tensor | None = None  # (R,)
+    """None = all the same."""
+    groups: Sequence[str] | None = None
+    """Of each value the part of the score that it belongs to, such as a class or a type of scene."""
+    labels: Sequence[int] | Tensor | None = None
+    """Of each value the index of its label; None = one value for each label."""
+    protocol: str = "standard"
+
+
+@dataclass
+class Part:
+    """What an evaluation finds for some images."""
+
+    scores: list[tuple[Sequence[Label], Scores]] = field(default_factory=list)
+    arrays: dict[tuple[str, str, int | None], dict[str, Tensor]] = field(default_factory=dict)
+    """By target, source and layer: arrays (B, …) of the batch's images, kept until all images are done."""
+
+
+class Comparison(ABC):
+    """One batch of images, for which predictions come layer by layer."""
+
+    @abstractmethod
+    def predicted(self, target: str, layer: int, prediction: Tensor) -> None:
+        """Take the prediction (B, N, C) of one layer for one target."""
+
+    @abstractmethod
+    def finish(self) -> Part:
+        """Give what was found, once all layers have passed."""
+
+
+class Evaluation(ABC):
+    """Which images are looked at, and what is made of the predictions for them."""
+
+    name: ClassVar[str]
+    """Of the command and of the table."""
+    head: ClassVar[bool]
+    """Whether it needs the experts' heads."""
+    weighted: ClassVar[bool]
+    """Whether its scores have weights and groups."""
+    settings: ScoreSettings
+    images: ImageSet
+    truth: Truth | None = None
+    """Gives what is known of an image; runs in the processes that read the images."""
+
+    @abstractmethod
+    def choose(self, targets: Sequence[str]) -> list[str]:
+        """Choose from a run's targets those that are scored.
+
+        Raises:
+            InnerVisionError: there is none.
+        """
+
+    @abstractmethod
+    def plan(self) -> dict[str, Any]:
+        """Say what the scores depend on apart from the run, in values of JSON: what has another plan is not mixed."""
+
+    @abstractmethod
+    def prepare(self, targets: Sequence[Target]) -> None:
+        """Look at the experts before the work starts.
+
+        Raises:
+            InnerVisionError: one of them does not fit what is scored.
+        """
+
+    @abstractmethod
+    def compare(self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank]) -> Comparison:
+        """Begin with a batch: look at what does not depend on the layer."""
+
+    def conclude(self, arrays: Mapping[str, NDArray[np.floating]], images: Sequence[str]) -> list[Scores]:
+        """Score the arrays (images, …) of one target, source and layer, once all images are done."""
+        return []
+
+
+def to_cpu(scores: Sequence[Scores]) -> list[Scores]:
+    """Bring values and weights to the CPU as float64, waiting for the device once."""
+    tensors = [tensor for each in scores for tensor in (each.values, each.weights) if tensor is not None]
+    sizes = [len(tensor) for tensor in tensors]
+    # MPS has no float64; nothing that comes in float32 loses by the way
+    flat = torch.cat(tensors).cpu().double().split(sizes) if tensors else []
+    moved = iter(flat)
+    return [
+        Scores(
+            each.metric,
+            next(moved),
+            None if each.weights is None else next(moved),
+            each.groups,
+            each.labels,
+            each.protocol,
+        )
+        for each in scores
+    ]
