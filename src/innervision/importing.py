@@ -196,7 +196,9 @@ def mean_feature(target: Target, images: str, progress: bool) -> torch.Tensor:
     total = torch.zeros(target.num_tokens, target.width, dtype=torch.float64)
     count = 0
     batches = Batches(found, order, len, {target.name: target.preparer})
-    for batch in tqdm(load_batches(batches), unit="batch", disable=not progress, dynamic_ncols=True):
+    for batch in tqdm(
+        load_batches(batches, range(len(batches))), unit="batch", disable=not progress, dynamic_ncols=True
+    ):
         if batch.names:
             total += target.encode(batch.pixels[target.name]).sum(dim=0).cpu()
             count += len(batch.names)

@@ -13,6 +13,9 @@ from innervision.probes import ProbeBank
 from innervision.targets.target import Target
 from innervision.tasks.evaluation import Comparison, Evaluation, Label, Part, Scores
 
+UNCENTRED = ("cosine", "token_cosine")
+"""Metrics that need no mean feature."""
+
 
 class Similarity(Evaluation):
     """Scores the features themselves, of every target. See `innervision.metrics.similarity`."""
@@ -48,9 +51,12 @@ class _Comparison(Comparison):
         self.names = batch.names
         self.truth = {target.name: target.encode(batch.pixels[target.name]) for target in targets}
         self.means = {name: banks[name].mean for name in self.truth}
+        self.centred = {name: bool(mean.isfinite().all()) for name, mean in self.means.items()}
+        """Whether the mean is known; of imported probes it may not be."""
         self.part = Part()
         for name, truth in self.truth.items():
-            self._score(name, None, "mean", self.means[name].expand_as(truth))
+            if self.centred[name]:
+                self._score(name, None, "mean", self.means[name].expand_as(truth))
 
     def predicted(self, target: str, layer: int, prediction: Tensor) -> None:
         self._score(target, layer, "probe", prediction)
@@ -65,4 +71,8 @@ class _Comparison(Comparison):
         if prediction.device.type == "mps":  # which has no float64
             tensors = tensors[0].cpu(), tensors[1].cpu(), tensors[2].cpu()
         labels = [Label(image, target, layer, source) for image in self.names]
-        self.part.scores.extend((labels, Scores(metric, values)) for metric, values in similarity(*tensors).items())
+        self.part.scores.extend(
+            (labels, Scores(metric, values))
+            for metric, values in similarity(*tensors).items()
+            if self.centred[target] or metric in UNCENTRED
+        )
