@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TimmWrapperModel
 
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
@@ -18,6 +20,7 @@ from innervision.mllm.original import (
     TEMPLATES,
     OriginalProcessor,
     Tokenizer,
+    convnext_config,
     default_template,
     pad_to_square,
 )
@@ -238,3 +241,206 @@ def test_controls_with_random_weights(base: Path, image: Image.Image) -> None:
     assert not torch.allclose(llm[0][0, ~mask], trained[0][0, ~mask])
     assert torch.equal(llm[3], again[3])
     assert not torch.allclose(whole[0][0, mask], trained[0][0, mask])
+
+
+TOWER = "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup"
+
+
+@pytest.fixture
+def convnext(base: Path, shared: Path) -> Path:
+    """The tiny base model with the golden ConvNeXT tower in place of its CLIP ViT, for images of 96 pixels."""
+    weights = {key: value for key, value in load_file(base / "model.safetensors").items() if "model.mm_p" not in key}
+    weights = {key: value for key, value in weights.items() if "vision_tower" not in key}
+    for key, value in load_file(shared / "golden/misc/convnext_tower.safetensors").items():
+        if key.startswith("param."):
+            weights[f"model.vision_tower.{key.removeprefix('param.')}"] = value
+    generator = torch.Generator().manual_seed(0)
+    for name in ("0", "2"):
+        weights[f"model.mm_projector.{name}.weight"] = torch.randn(32, 32, generator=generator) / 6
+        weights[f"model.mm_projector.{name}.bias"] = torch.randn(32, generator=generator) / 6
+    change_weights(base, weights)
+    change_config(base, mm_vision_tower=f"{TOWER}-res96", mm_hidden_size=32)
+    return base
+
+
+def test_a_convnext_tower_gives_what_the_originals_gives(convnext: Path, shared: Path) -> None:
+    golden = load_file(shared / "golden/misc/convnext_tower.safetensors")
+    tower = MLLM.load(str(convnext), device="cpu").model.get_encoder("image")
+    with torch.no_grad():
+        found = tower(golden["input"]).last_hidden_state.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found, golden["output"], atol=1e-4, rtol=0)
+
+
+def test_the_projector_of_a_convnext_tower_receives_its_cells_row_by_row(
+    convnext: Path, shared: Path, image: Image.Image
+) -> None:
+    mllm = MLLM.load(str(convnext), device="cpu")
+    inputs = mllm.prepare([image, image.transpose(Image.Transpose.ROTATE_90)], PROMPT)
+    assert inputs.tensors["pixel_values"].shape == (2, 3, 96, 96)
+    assert inputs.image_mask.sum(dim=1).tolist() == [9, 9]
+    seen: dict[int, Tensor] = {}
+    mllm.visit(inputs, lambda layer, states, mask: seen.update({layer: states}), [-1, 0])
+    with torch.no_grad():
+        cells = mllm.model.get_encoder("image")(inputs.tensors["pixel_values"]).last_hidden_state
+    assert torch.equal(seen[-1], cells.flatten(2).transpose(1, 2))
+    weights = load_file(convnext / "model.safetensors")
+    hidden = torch.nn.functional.gelu(
+        seen[-1] @ weights["model.mm_projector.0.weight"].T + weights["model.mm_projector.0.bias"]
+    )
+    projected = hidden @ weights["model.mm_projector.2.weight"].T + weights["model.mm_projector.2.bias"]
+    torch.testing.assert_close(seen[0][inputs.image_mask], projected.flatten(0, 1), atol=1e-5, rtol=0)
+
+
+def test_images_for_a_convnext_tower_are_prepared_as_by_the_original(
+    convnext: Path, shared: Path, image: Image.Image
+) -> None:
+    golden = load_file(shared / "golden/misc/preprocess_convnext.safetensors")
+    change_config(convnext, mm_vision_tower=TOWER)  # 768 pixels, as its name says nothing else
+    mllm = MLLM.load(str(convnext), device="cpu")
+    for name, picture in (("pad_train_and_task", image), ("dsg_640_then_pad", image.resize((640, 640)))):
+        pixels = mllm.prepare([picture], PROMPT).tensors["pixel_values"]
+        assert pixels.shape == (1, 3, 768, 768)
+        torch.testing.assert_close(pixels[..., ::16, ::16], golden[name], atol=1e-5, rtol=0)
+
+
+def test_a_convnext_tower_of_full_size_takes_every_tensor_of_the_published_one(shared: Path) -> None:
+    keys = json.loads((shared / "golden/misc/convnext_xxlarge.json").read_text())["trunk_keys"]
+
+    class Listed:
+        files = dict.fromkeys(keys, "one.safetensors")
+
+        def shapes(self, wanted: list[str]) -> dict[str, tuple[int, ...]]:
+            return {key: tuple(keys[key]) for key in wanted}
+
+    config, size = convnext_config("model", TOWER, Listed())  # type: ignore[arg-type]
+    assert (config.hidden_size, size) == (3072, 768)
+    with torch.device("meta"):
+        tower = TimmWrapperModel(config)
+    found = {key.replace("timm_model.", "model.vision_tower.vision_tower."): list(t.shape) for key, t in named(tower)}
+    assert found == keys
+
+
+def named(module: torch.nn.Module) -> list[tuple[str, Tensor]]:
+    return list(module.state_dict().items())
+
+
+def test_a_convnext_tower_that_is_not_there_or_of_another_kind_is_named(convnext: Path) -> None:
+    change_config(convnext, mm_vision_tower="laion/CLIP-convnext_tiny")
+    with pytest.raises(InnerVisionError, match="vision tower 'laion/CLIP-convnext_tiny'; known are convnext_large and"):
+        MLLM.load(str(convnext), device="cpu")
+    change_config(convnext, mm_vision_tower=TOWER)
+    weights = load_file(convnext / "model.safetensors")
+    change_weights(convnext, {key: value for key, value in weights.items() if "vision_tower" not in key})
+    with pytest.raises(InnerVisionError, match=r"does not hold its vision tower .*stages\.0\.blocks\.0\.conv_dw"):
+        MLLM.load(str(convnext), device="cpu")
+
+
+@pytest.fixture
+def with_task_tokens(base: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The tiny base model with two task tokens for each of three targets."""
+    generator = torch.Generator().manual_seed(1)
+    rows = {"depth": 6, "seg": 4, "gen": 2}
+    tokens = {f"model.special_{name}_tokens": torch.randn(n, 32, generator=generator) for name, n in rows.items()}
+    change_weights(base, load_file(base / "model.safetensors") | tokens)
+    change_config(base, model_type="ola_llama", num_task_tokens=2, aux_mode="seg-depth-gen", task_token_format="emb")
+    return base, tokens
+
+
+def test_task_tokens_follow_the_image_in_the_order_of_the_configuration(
+    with_task_tokens: tuple[Path, dict[str, Tensor]], image: Image.Image
+) -> None:
+    folder, tokens = with_task_tokens
+    mllm = MLLM.load(str(folder), device="cpu")
+    inputs = mllm.prepare([image, image], PROMPT)
+    seen: dict[int, Tensor] = {}
+    mllm.visit(inputs, lambda layer, states, mask: seen.update({layer: states}), [0])
+    end = int(inputs.image_mask[0].nonzero()[-1]) + 1
+    depth, seg, gen = (tokens[f"model.special_{name}_tokens"] for name in ("depth", "seg", "gen"))
+    expected = [(seg[0] + seg[1]) / 2, (seg[2] + seg[3]) / 2, depth[:3].mean(0), depth[3:].mean(0), gen[0], gen[1]]
+    for sample in (0, 1):
+        torch.testing.assert_close(seen[0][sample, end : end + 6], torch.stack(expected), atol=1e-6, rtol=0)
+    change_config(folder, num_task_tokens=0)
+    plain = MLLM.load(str(folder), device="cpu")
+    without: dict[int, Tensor] = {}
+    plain.visit(plain.prepare([image], PROMPT), lambda layer, states, mask: without.update({layer: states}), [0])
+    rest = torch.cat([seen[0][:1, :end], seen[0][:1, end + 6 :]], dim=1)
+    torch.testing.assert_close(rest, without[0], atol=1e-6, rtol=0)
+
+
+def test_a_probe_checkpoint_is_run_without_task_tokens_as_by_the_original(
+    with_task_tokens: tuple[Path, dict[str, Tensor]], image: Image.Image
+) -> None:
+    folder, _ = with_task_tokens
+    longer = MLLM.load(str(folder), device="cpu").prepare([image], PROMPT).mask.shape[1]
+    change_config(folder, probe_mode="depth", model_type="probe_dsg_llava_llama")
+    assert MLLM.load(str(folder), device="cpu").prepare([image], PROMPT).mask.shape[1] == longer - 6
+
+
+def test_task_tokens_that_are_missing_or_cannot_be_grouped_are_named(
+    with_task_tokens: tuple[Path, dict[str, Tensor]],
+) -> None:
+    folder, _ = with_task_tokens
+    change_config(folder, num_task_tokens=4)
+    with pytest.raises(InnerVisionError, match="special_depth_tokens has 6 rows, which are not 4 groups"):
+        MLLM.load(str(folder), device="cpu")
+    weights = load_file(folder / "model.safetensors")
+    change_weights(folder, {key: value for key, value in weights.items() if "special_gen" not in key})
+    with pytest.raises(InnerVisionError, match=r"4 task tokens for each target but lacks model\.special_gen_tokens"):
+        MLLM.load(str(folder), device="cpu")
+
+
+def test_phi_3_is_loaded_into_its_own_class(base: Path, image: Image.Image) -> None:
+    generator = torch.Generator().manual_seed(2)
+    config = hf.Phi3Config(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, sliding_window=None,
+    )  # fmt: skip
+    reference = hf.Phi3ForCausalLM(config).eval()
+    for parameter in reference.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 6
+    weights = {key: value for key, value in load_file(base / "model.safetensors").items() if "model.v" in key}
+    weights |= {key: value for key, value in load_file(base / "model.safetensors").items() if "mm_projector" in key}
+    change_weights(base, weights | {key: value.contiguous() for key, value in reference.state_dict().items()})
+    own = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures", "dtype")}
+    change_config(base, **own, rope_theta=10_000.0, model_type="llava_phi3")
+    mllm = MLLM.load(str(base), device="cpu")
+    assert mllm.builder.processor.template == "llava_phi_3"
+    seen: dict[int, Tensor] = {}
+    mllm.visit(mllm.prepare([image], PROMPT), lambda layer, states, mask: seen.update({layer: states}))
+    with torch.no_grad():
+        expected = reference(inputs_embeds=seen[0], output_hidden_states=True).hidden_states
+    for layer, states in seen.items():
+        torch.testing.assert_close(states, expected[layer], atol=1e-5, rtol=0)
+
+
+def train_sentencepiece(folder: Path) -> Path:
+    """A SentencePiece model as Llama's: bytes for what it does not know, text taken as it is, no piece over a line."""
+    import sentencepiece
+
+    text = "USER: ASSISTANT: Describe the image in two lines. A chat between a curious user and an assistant."
+    (folder / "text.txt").write_text("\n".join([text, text.lower(), "The assistant gives helpful answers."] * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=340, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True, split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+        minloglevel=2,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_text_is_split_as_by_the_fast_tokenizer_of_llama(legacy: bool, tmp_path: Path) -> None:
+    folder = train_sentencepiece(tmp_path)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "add_bos_token": True, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = Tokenizer.load(str(folder), None, None)  # type: ignore[arg-type]
+    fast = hf.LlamaTokenizer.from_pretrained(folder)
+    assert tokenizer.bos == [1]
+    for text in (
+        "A chat between. USER: ",
+        "\nDescribe the image in two lines. ASSISTANT:",
+        "ASSISTANT: n</s>",
+        "a  é",
+    ):
+        assert [1, *tokenizer(text)] == fast(text).input_ids

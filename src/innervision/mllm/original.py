@@ -64,6 +64,9 @@ UNUSED_KEYS = re.compile(
 """Tensors of such checkpoints that the MLLM does not need: probes, experts, heads of training, constants, and task
 tokens, which are read apart."""
 
+BLOCK = re.compile(r"model\.vision_tower\.vision_tower\.stages\.(\d+)\.blocks\.(\d+)\.")
+"""Stage and number of a block of a ConvNeXT tower."""
+
 CONVNEXT_SIZE = 768
 """Side of the image for a ConvNeXT tower whose name does not end in `-resN`."""
 
@@ -336,7 +339,7 @@ def text_config(name: str, config: dict[str, Any]) -> PreTrainedConfig:
         raise InnerVisionError(f"{name} is a {kind!r} model; of the original layout Llama, Vicuna and Phi-3 are known")
     own = {key: value for key, value in config.items() if not key.startswith(("mm_", "image_"))}
     rope = own.pop("rope_scaling", None) or {"rope_type": "default"}
-    own["rope_parameters"] = {"rope_theta": own.pop("rope_theta", 10_000.0), **rope}
+    own.setdefault("rope_parameters", {"rope_theta": own.pop("rope_theta", 10_000.0), **rope})
     for key in ("model_type", "architectures", "torch_dtype", "transformers_version", "_name_or_path", "auto_map"):
         own.pop(key, None)
     return family(**own)
@@ -356,7 +359,7 @@ def convnext_config(name: str, tower: str, shards: Shards) -> tuple[TimmWrapperC
     if kind is None:
         raise InnerVisionError(f"{name} has the vision tower {tower!r}; known are convnext_large and convnext_xxlarge")
     prefix = "model.vision_tower.vision_tower.stages."
-    blocks = {tuple(map(int, re.findall(r"\d+", key)[:2])) for key in shards.files if key.startswith(prefix)}
+    blocks = {tuple(map(int, found.groups())) for key in shards.files if (found := BLOCK.match(key))}
     keys = {stage: f"{prefix}{stage}.blocks.0.conv_dw.weight" for stage in range(4)}
     if lacking := [key for key in keys.values() if key not in shards.files]:
         raise InnerVisionError(f"{name} does not hold its vision tower {tower!r}: {lacking[0]} is missing")
