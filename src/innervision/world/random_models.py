@@ -10,7 +10,7 @@ wide, so that what an image shows is not drowned by what all images share.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def save_models(out: Path, seed: int = 0) -> dict[str, Path]:
 
 def save_llava(folder: Path) -> None:
     """Save a LLaVA of width 64 with processor, tokenizer and chat template."""
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer([_TEXT])
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(
             hidden_size=64,
@@ -80,7 +80,7 @@ def save_llava(folder: Path) -> None:
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
     hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -168,30 +168,31 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
 
 _IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}: "
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{{ '\n' }}{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{% endfor %}{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
 _TEXT = "USER: Describe the image in two lines. ASSISTANT: Where is the cup? Is it nearer than the chair? Yes No"
 """What the tokenizer learns its few words from; it spells all others."""
 
 
-def _tokenizer() -> hf.PreTrainedTokenizerFast:
-    """Make a byte-level BPE tokenizer that starts every text with <s>, as Llama's does."""
+def make_tokenizer(texts: Iterable[str]) -> hf.PreTrainedTokenizerFast:
+    """Learn a byte-level BPE tokenizer from texts; it starts every text with <s>, as Llama's does."""
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     special = [AddedToken(token, special=True) for token in ("<s>", "</s>", "<pad>", "<image>")]
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=1024,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=special,
         show_progress=False,
     )
-    backend.train_from_iterator([_TEXT], trainer)
+    backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
     )
