@@ -58,10 +58,10 @@ def train(out: Path, scenes: Scenes, seed: int, *, effort: float = 1.0, progress
     patches = PatchLesson(model.model.vision_tower, scenes, processor)
     captions = CaptionLesson(model, scenes, processor)
     stages = {
-        "tower": Stage(patches, patches, 1500, 2e-3),
-        "language": Stage(model.model.language_model, CaptionLesson(model, scenes, processor, images=False), 250, 2e-3),
-        "projector": Stage(model.model.multi_modal_projector, captions, 60, 2e-3),
-        "captions": Stage(model, captions, 1500, 2e-3),
+        "tower": Stage(patches, patches, 1800, 2e-3),
+        "language": Stage(model.model.language_model, CaptionLesson(model, scenes, processor, images=False), 200, 2e-3),
+        "projector": Stage(model.model.multi_modal_projector, captions, 40, 2e-3),
+        "captions": Stage(model, captions, 700, 2e-3),
     }
 
     def keep(name: str) -> None:
@@ -257,7 +257,7 @@ def pack(prompt: Sequence[int], rows: Sequence[Sequence[Sequence[int]]]) -> dict
 def pixels(images: NDArray[np.uint8], processor: Any) -> Tensor:
     """Give images of the scenes' size as the processor's image processor would.  # (B, 3, H, W)"""
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    scaled = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) / 255
+    scaled = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 255
     return (scaled - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
