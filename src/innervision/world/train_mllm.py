@@ -55,13 +55,16 @@ def train(out: Path, scenes: Scenes, seed: int, *, effort: float = 1.0, progress
     processor = make_processor()
     torch.manual_seed(seed)
     model = make_model(processor)
-    patches = PatchLesson(model.model.vision_tower, scenes, processor)
+    llava = model.model
+    patches = PatchLesson(llava.vision_tower, scenes, processor)
     captions = CaptionLesson(model, scenes, processor)
     stages = {
         "tower": Stage(patches, patches, 1800, 2e-3),
-        "language": Stage(model.model.language_model, CaptionLesson(model, scenes, processor, images=False), 200, 2e-3),
-        "projector": Stage(model.model.multi_modal_projector, captions, 40, 2e-3),
-        "captions": Stage(model, captions, 700, 2e-3),
+        "language": Stage(llava.language_model, CaptionLesson(model, scenes, processor, images=False), 200, 2e-3),
+        "projector": Stage(llava.multi_modal_projector, captions, 40, 2e-3),
+        # The tower waits: the first, large steps would wash out the shapes, which captions ask for late.
+        "captions": Stage(nn.ModuleList([llava.multi_modal_projector, llava.language_model]), captions, 700, 2e-3),
+        "everything": Stage(model, captions, 100, 3e-4),
     }
 
     def keep(name: str) -> None:
