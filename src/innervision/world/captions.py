@@ -39,7 +39,8 @@ def naming(captions: Sequence[str], objects: Sequence[Sequence[SceneObject]]) ->
             tries[k] += len(wanted)
             hits[2 + k] += len(said[k] & true)
             tries[2 + k] += len(said[k])
-    return Naming(*(hit / max(1, tried) for hit, tried in zip(hits, tries, strict=True)), objects=tries[0])
+    shares = [hit / max(1, tried) for hit, tried in zip(hits, tries, strict=True)]
+    return Naming(shares[0], shares[1], shares[2], shares[3], objects=tries[0])
 
 
 def _colour(item: SceneObject) -> str:

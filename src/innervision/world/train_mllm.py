@@ -11,7 +11,8 @@ The stages: the tower learns what is to be seen in every patch, the language mod
 the projector alone learns to join the two, and then everything learns captions together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,15 +77,11 @@ def train(out: Path, scenes: Scenes, seed: int, *, effort: float = 1.0, progress
         finished = out / f"{name}.safetensors"
         if not finished.exists():
             torch.manual_seed(seed + number)
-            rng = np.random.default_rng((seed, number))
             model.requires_grad_(False)
             stage.learners.requires_grad_(True)
-
-            def loss(step: int) -> Tensor:
-                if name == "captions" and step == round(EARLY * steps):
-                    keep("early")
-                return stage.lesson.loss(rng)
-
+            loss = _loss(stage.lesson, np.random.default_rng((seed, number)))
+            if name == "captions":
+                loss = _after(round(EARLY * steps), partial(keep, "early"), loss)
             optimize(stage.learners, loss, steps, stage.lr, label=name, progress=progress)
             with atomic_write(finished) as path:
                 save_model(model, str(path))
@@ -92,6 +89,21 @@ def train(out: Path, scenes: Scenes, seed: int, *, effort: float = 1.0, progress
         if name == "tower":
             keep("untrained")
     keep("tuned")
+
+
+def _loss(lesson: "PatchLesson | CaptionLesson", rng: np.random.Generator) -> Callable[[int], Tensor]:
+    return lambda step: lesson.loss(rng)
+
+
+def _after(steps: int, act: Callable[[], None], loss: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    """Give `loss`, which also acts once, when so many steps have been done."""
+
+    def watched(step: int) -> Tensor:
+        if step == steps:
+            act()
+        return loss(step)
+
+    return watched
 
 
 def make_processor() -> hf.LlavaProcessor:
@@ -182,10 +194,8 @@ class PatchLesson(nn.Module):
         scores = self.head(self.norm(states)).view(-1, sum(self.SPLIT)).split(self.SPLIT, dim=1)
         importance = torch.where(labels[1] > 0, 1.0, 1 / 3)
         losses = [F.cross_entropy(score, label, reduction="none") for score, label in zip(scores, labels, strict=True)]
-        return sum(
-            (weight * (importance * each).sum() / importance.sum() for weight, each in zip(self.WEIGHTS, losses)),
-            start=torch.zeros(()),
-        )
+        means = torch.stack([(importance * each).sum() for each in losses]) / importance.sum()  # (3,)
+        return means @ torch.tensor(self.WEIGHTS)
 
     def labels(self, chosen: NDArray[np.int64]) -> Tensor:
         """Give category, colour and texture at the points.  # (B, 3, points, points) int64"""
