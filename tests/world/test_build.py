@@ -112,10 +112,14 @@ def test_scenes_in_bulk_are_the_renderers(tmp_path: Path) -> None:
     assert [item["named"] for item in scenes.objects[1]] == [item.named for item in scene.objects]
 
 
-def test_the_loop_finds_the_least_squares_solution() -> None:
+def test_the_loop_finds_the_least_squares_solution_and_keeps_it(tmp_path: Path) -> None:
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     y = x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 3
     model = nn.Linear(3, 1)
-    optimize(model, lambda _: (model(x) - y).square().mean(), 300, 0.1, weight_decay=0, progress=False)
+    kept = tmp_path / "kept.safetensors"
+    optimize(model, lambda _: (model(x) - y).square().mean(), 300, 0.1, weight_decay=0, saved=kept, progress=False)
     torch.testing.assert_close(model.weight, torch.tensor([[1.0, -2.0, 0.5]]), atol=1e-3, rtol=0)
     torch.testing.assert_close(model.bias, torch.tensor([3.0]), atol=1e-3, rtol=0)
+    again = nn.Linear(3, 1)
+    optimize(again, lambda _: pytest.fail("it was learnt before"), 300, 0.1, saved=kept, progress=False)
+    assert torch.equal(again.weight, model.weight)

@@ -43,7 +43,11 @@ class Part(NamedTuple):
         return import_module(f"innervision.world.{self.module}")
 
 
-PARTS: dict[str, Part] = {"mllm": Part("train_mllm", ("untrained", "early", "tuned"))}
+PARTS: dict[str, Part] = {
+    "depth": Part("train_depth", ("depth",)),
+    "seg": Part("train_seg", ("seg",)),
+    "mllm": Part("train_mllm", ("untrained", "early", "tuned")),
+}
 """Name -> part, in the order of training; a part may use the models of those before it in the same folder."""
 
 SCENES = 12_000

@@ -5,18 +5,20 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from innervision.files import atomic_write
 from innervision.world.dataset import FIRST_INDEX
-from innervision.world.scenes import VERSION, render
+from innervision.world.scenes import VERSION, Scene, render
 
 SIZE = 112
 """Side in pixels of the scenes that the models learn from and are measured on."""
@@ -79,6 +81,35 @@ def load_scenes(folder: Path, split: str, count: int, seed: int = 0, *, progress
     return Scenes(seed, first, **loaded, **json.loads(facts.read_text()))
 
 
+@cache
+def held_out(count: int) -> list[Scene]:
+    """Give the first scenes that no training sees, those of `innervision data scenes --val COUNT`."""
+    return [render(0, FIRST_INDEX["val"] + i, SIZE) for i in range(count)]
+
+
+def draw_batch(scenes: Scenes, dice: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw scenes, about half of them mirrored.
+
+    Returns:
+        images (B, 3, H, W), 0 to 1; depths (B, H, W) in metres; positions of categories (B, H, W).
+    """
+    chosen = dice.integers(len(scenes), size=size)
+    images = torch.from_numpy(scenes.images[chosen]).permute(0, 3, 1, 2).float() / 255
+    maps = images, torch.from_numpy(scenes.depths[chosen]).float(), torch.from_numpy(scenes.semantic[chosen]).long()
+    mirrored = torch.from_numpy(dice.random(size) < 0.5)
+    for drawn in maps:
+        drawn[mirrored] = drawn[mirrored].flip(-1)
+    return maps
+
+
+def resampling(*sizes: int) -> Tensor:
+    """Give the matrix (last size, SIZE) that resizes a side of a scene to each of `sizes` in turn, bilinearly."""
+    columns = torch.eye(SIZE)[None, None]
+    for size in sizes:
+        columns = nn.functional.interpolate(columns, (size, SIZE), mode="bilinear", antialias=True)
+    return columns[0, 0]
+
+
 def optimize(
     model: nn.Module,
     loss: Callable[[int], Tensor],
@@ -87,14 +118,19 @@ def optimize(
     *,
     weight_decay: float = 0.02,
     warmup: float = 0.05,
+    saved: Path | None = None,
     label: str = "",
     progress: bool = True,
 ) -> None:
     """Minimise `loss(step)` over the trainable parameters of `model` with AdamW.
 
     The learning rate rises over the share `warmup` of the steps to `lr` and falls to 0 by a half cosine;
-    gradients are cut to norm 1, and vectors (norms, biases) do not decay.
+    gradients are cut to norm 1, and vectors (norms, biases) do not decay. The weights are kept in the file `saved`,
+    if given; a call that finds it there loads them instead.
     """
+    if saved is not None and saved.exists():
+        load_model(model, saved)
+        return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
         {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": weight_decay},
@@ -120,6 +156,9 @@ def optimize(
             if step % 50 == 0:
                 bar.set_postfix(loss=f"{value.item():.3f}")
     model.eval()
+    if saved is not None:
+        with atomic_write(saved) as path:
+            save_model(model, str(path))
 
 
 def save_half(model: Any, folder: Path) -> None:
