@@ -143,34 +143,6 @@ class ScoreSettings:
 
 
 @dataclass(kw_only=True)
-class DrawSettings:
-    """How images are drawn from embeddings. The defaults are those of the paper."""
-
-    steps: int = 25
-    """Denoising steps."""
-    scheduler: str = "DPMSolverMultistepScheduler"
-    """A scheduler of Diffusers."""
-    size: int | None = None
-    """Edge in pixels; by default the model's own."""
-    guidance: float = 10.0
-    """Scale of the guidance towards the embedding; 1 = none, which halves the work."""
-    noise_level: int = 0
-    """Noise added to the embedding, in steps of the model's own schedule (0…999)."""
-    batch_size: int = 8
-    """Images drawn at once."""
-    seed: int = 0
-    """Of the noise, together with each image's name and layer."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
-        for name in ("steps", "batch_size"):
-            require(getattr(self, name) > 0, f"draw.{name} must be above 0, not {getattr(self, name)}")
-        for name in ("noise_level", "seed"):
-            require(getattr(self, name) >= 0, f"draw.{name} must not be negative, as {getattr(self, name)} is")
-        require(self.size is None or self.size > 0, f"draw.size must be above 0, not {self.size}")
-
-
-@dataclass(kw_only=True)
 class EvaluateSettings(ScoreSettings):
     """How a run is scored by the similarity of features."""
 
@@ -193,7 +165,50 @@ class TaskSettings(ScoreSettings):
         require(self.decode_batch_size > 0, f"decode_batch_size must be above 0, not {self.decode_batch_size}")
 
 
-TASK_SETTINGS: dict[str, type[TaskSettings]] = {}
+@dataclass(kw_only=True)
+class DrawSettings:
+    """How images are drawn from embeddings. The defaults are those of the paper."""
+
+    steps: int = 25
+    """Denoising steps."""
+    scheduler: str = "DPMSolverMultistepScheduler"
+    """A scheduler of Diffusers."""
+    size: int | None = None
+    """Edge in pixels; by default the model's own."""
+    guidance: float = 10.0
+    """Scale of the guidance towards the embedding; 1 = none, which halves the work."""
+    noise_level: int = 0
+    """Noise added to the embedding, in steps of the model's own schedule (0…999)."""
+    seed: int = 0
+    """Of the noise, together with each image's name and layer."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        require(self.steps > 0, f"steps must be above 0, not {self.steps}")
+        for name in ("noise_level", "seed"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, as {getattr(self, name)} is")
+        require(self.size is None or self.size > 0, f"size must be above 0, not {self.size}")
+
+
+@dataclass(kw_only=True)
+class GenSettings(DrawSettings, TaskSettings):
+    """How a run is scored by the images that are drawn from its predictions."""
+
+    data: str
+    """The real images: COCO annotations, a folder of images, or a text file of paths."""
+    features: str = "inception"
+    """In whose features images are compared: inception (downloaded), inception=PATH, the id or folder of a vision model
+    of Hugging Face, such as facebook/dinov2-base, or an expert, such as backbone=ID_OR_PATH."""
+    save_images: str | None = None
+    """Folder to which the drawn images go as PNG."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        TaskSettings.__post_init__(self)
+        DrawSettings.__post_init__(self)
+
+
+TASK_SETTINGS: dict[str, type[TaskSettings]] = {"gen": GenSettings}
 """Of tasks that have settings of their own."""
 
 

@@ -156,7 +156,7 @@ def evaluate(
     rank.wait()
     if rank.index == 0:
         bad.add(table.bad())
-        table.finish({"bad_images": bad.reasons}, evaluation.conclude)
+        table.finish({"bad_images": bad.reasons, **evaluation.facts()}, evaluation.conclude)
     rank.wait()
     return table.path
 

@@ -7,7 +7,7 @@ RUN/scores/.NAME/000012.*       parts of an evaluation that is not finished, by 
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.run import package_versions
-from innervision.tasks.evaluation import Label, Part, Scores, to_cpu
+from innervision.tasks.evaluation import Kept, Label, Part, Scores, to_cpu
 
 SCHEMA = pa.schema(
     [
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 WEIGHTED_SCHEMA = pa.schema([*SCHEMA, ("group", pa.string()), ("weight", pa.float64())])
 """Of the table of a task. The group is null where the score belongs to none; see `tasks.evaluation.Scores`."""
 
-Conclude = Callable[[Mapping[str, NDArray[np.floating]], Sequence[str]], list[Scores]]
+Conclude = Callable[[Kept], Iterator[tuple[Sequence[Label], Scores]]]
 """`Evaluation.conclude`."""
 
 
@@ -119,7 +119,7 @@ class ScoreTable:
         with atomic_write(self.path) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
             for path in self._tables():
                 writer.write_table(pq.read_table(path).replace_schema_metadata())
-            for scores in self._conclusions(conclude):
+            for scores in conclude(self._kept()):
                 writer.write_table(self._rows([scores]))
         with atomic_write(self.facts) as temporary:
             content = {"plan": self.plan, **facts, "versions": package_versions()}
@@ -129,25 +129,27 @@ class ScoreTable:
     def _tables(self) -> list[Path]:
         return sorted(self.parts.glob("[0-9]*.parquet"))
 
-    def _conclusions(self, conclude: Conclude) -> Iterator[tuple[Sequence[Label], Scores]]:
-        """Yield the scores of the arrays of all parts, one target, source and layer at a time."""
-        files: dict[str, list[tuple[Path, Any]]] = {}  # by key
+    def _kept(self) -> Kept:
+        """Find the arrays of all parts."""
+        files: dict[str, list[Any]] = {}  # by key in the files
+        images: list[str] = []
         for path in self._tables():
             if (kept := path.with_suffix(".safetensors")).exists():
                 file = safe_open(kept, "numpy")
+                images.extend(_facts(path)["images"])
                 for key in file.offset_keys():
-                    files.setdefault(key, []).append((path, file))
+                    files.setdefault(key, []).append(file)
         names: dict[tuple[str, str, int | None], dict[str, str]] = {}
         for key in files:
             target, source, layer, name = json.loads(key)
             names.setdefault((target, source, layer), {})[name] = key
-        for (target, source, layer), keys in names.items():
-            arrays = {
-                name: np.concatenate([file.get_tensor(key) for _, file in files[key]]) for name, key in keys.items()
+
+        def read(key: tuple[str, str, int | None]) -> dict[str, NDArray[Any]]:
+            return {
+                name: np.concatenate([file.get_tensor(key) for file in files[key]]) for name, key in names[key].items()
             }
-            images = [image for path, _ in files[next(iter(keys.values()))] for image in _facts(path)["images"]]
-            labels = [Label(image, target, layer, source) for image in images]
-            yield from ((labels, scores) for scores in conclude(arrays, images))
+
+        return Kept(images, list(names), read)
 
     def _rows(self, found: Sequence[tuple[Sequence[Label], Scores]]) -> pa.Table:
         """Make rows of the table."""

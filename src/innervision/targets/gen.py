@@ -64,14 +64,7 @@ class GenTarget(Target):
         An image depends on its embedding and its seed (0, 1, 2, … where none are given), not on the images beside it.
         """
         head: Any = self.head
-        seeds = range(len(features)) if seeds is None else seeds
-        size = self.draw.batch_size
-        return torch.cat(
-            [
-                head(features[start : start + size, 0], seeds[start : start + size], self.draw)
-                for start in range(0, len(features), size)
-            ]
-        )
+        return head(features[:, 0], range(len(features)) if seeds is None else seeds, self.draw)
 
 
 class Head(nn.Module):
@@ -128,7 +121,7 @@ class Head(nn.Module):
         pipeline.scheduler = self._scheduler(settings.scheduler)
         prompt = self.prompt.expand(len(embeddings), -1, -1)
         # On the CPU, so that every device draws the same noise; one for each image, so that none depends on others.
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed((seed + settings.seed) % 2**32) for seed in seeds]  # all it takes
         try:
             return pipeline(
                 image_embeds=embeddings,

@@ -33,6 +33,9 @@ class Preparer:
     resize_again: bool = False
     """Whether the processor then resizes the squashed image by its own rule."""
 
+    def __str__(self) -> str:
+        return f"squashed to {self.height} × {self.width} pixels for a {type(self.processor).__name__}"
+
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """Prepare RGB images of any sizes: pixels (B, 3, height, width), float32."""
         pixels = self.processor(

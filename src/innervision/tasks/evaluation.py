@@ -1,11 +1,10 @@
 """What every evaluation offers to the one walk through a run's layers (`innervision.evaluate`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -57,8 +56,22 @@ class Part:
     """By target, source and layer: arrays (B, …) of the batch's images, kept until all images are done."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The arrays of all parts. They are read when they are asked for, since together they may not fit in memory."""
+
+    images: list[str]
+    keys: list[tuple[str, str, int | None]]
+    """Target, source and layer."""
+    read: Callable[[tuple[str, str, int | None]], dict[str, NDArray[Any]]]
+    """Gives the arrays (images, …) of a key by name."""
+
+
 class Comparison(ABC):
     """One batch of images, for which predictions come layer by layer."""
+
+    part: Part
+    """What is found so far."""
 
     @abstractmethod
     def predicted(self, target: str, layer: int, prediction: Tensor) -> None:
@@ -107,9 +120,13 @@ class Evaluation(ABC):
     def compare(self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank]) -> Comparison:
         """Begin with a batch: look at what does not depend on the layer."""
 
-    def conclude(self, arrays: Mapping[str, NDArray[np.floating]], images: Sequence[str]) -> list[Scores]:
-        """Score the arrays (images, …) of one target, source and layer, once all images are done."""
-        return []
+    def conclude(self, kept: Kept) -> Iterator[tuple[Sequence[Label], Scores]]:
+        """Score what was kept of the images, once all of them are done."""
+        yield from ()
+
+    def facts(self) -> dict[str, Any]:
+        """Say what the plan cannot know before the models are loaded; it is written beside the scores."""
+        return {}
 
 
 def to_cpu(scores: Sequence[Scores]) -> list[Scores]:

@@ -104,6 +104,9 @@ class Squash:
 
     side: int
 
+    def __str__(self) -> str:
+        return f"squashed to {self.side} × {self.side} pixels of 8 bits, bicubic with antialiasing"
+
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """Prepare RGB images of any sizes: pixels (B, 3, side, side), uint8."""
         size = self.side, self.side

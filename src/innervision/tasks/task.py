@@ -58,7 +58,7 @@ class Task(Evaluation):
     def score(self, outputs: Tensor, truths: Sequence[Any]) -> list[Scores]:
         """Score decoded outputs (M, …) of `Target.decode`, each against a truth; `Scores.labels` are rows of these."""
 
-    def keep(self, outputs: Tensor) -> dict[str, Tensor]:
+    def keep(self, outputs: Tensor, labels: Sequence[Label]) -> dict[str, Tensor]:
         """Give arrays (M, …) of decoded outputs that `conclude` needs of all images together."""
         return {}
 
@@ -160,7 +160,7 @@ class _Decoding(Comparison):
         truth = dict(zip(self.batch.names, self.batch.truths, strict=True))
         scores = self.task.score(outputs, [truth[label.image] for label in labels])
         self.part.scores.extend((labels, each) for each in scores)
-        for name, array in self.task.keep(outputs).items():
+        for name, array in self.task.keep(outputs, labels).items():
             for label, values in zip(labels, array, strict=True):
                 key = label.target, label.source, label.layer
                 shape = (len(self.rows), *values.shape)
