@@ -6,6 +6,7 @@ Each function creates the folder, leaves the caller's random state as it was and
 seed gives the same weights. Preprocessing files hold the real experts' settings, apart from CLIP's size.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,6 +123,23 @@ def save_tiny_gen(folder: Path, seed: int = 0, *, whole: bool = False) -> Path:
     if whole:
         _save_pipeline(folder, encoder, feature_extractor, seed)
     return folder
+
+
+def save_random_inception(path: Path, seed: int = 0) -> Path:
+    """The Inception v3 of the FID at its full size, as a file of random weights."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Untrained(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *arguments: object, **options: object) -> None:
+            pass
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    with _seeded(seed):
+        network = Untrained("inception-v3-compat", ["2048"], nothing)
+    torch.save(network.state_dict(), path)
+    return path
 
 
 def save_tiny_backbone(folder: Path, seed: int = 0, family: str = "dinov2") -> Path:

@@ -1,8 +1,11 @@
 """The task gen: which images are drawn and compared, and what an interruption, a shard or a batch changes (nothing)."""
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from zlib import crc32
 
@@ -22,7 +25,7 @@ from innervision.targets.gen import GenTarget
 from innervision.tasks.image_features import load_image_features
 from innervision.train import fit
 from stand_ins import write_noise_images
-from tiny_experts import save_tiny_backbone, save_tiny_gen
+from tiny_experts import save_random_inception, save_tiny_backbone, save_tiny_gen
 from tiny_mllms import save_tiny
 
 PROMPT = "Describe the image in two lines."
@@ -171,6 +174,50 @@ def test_scores_are_those_of_images_drawn_by_the_whole_pipeline(
     norms = np.linalg.norm(centred[0], axis=1) * np.linalg.norm(centred[1], axis=1)
     cosine = rows[rows["metric"] == "image_cosine:dino"].sort_values("image")["value"]
     np.testing.assert_allclose(cosine, (centred[0] * centred[1]).sum(axis=1) / norms, atol=1e-3)
+
+
+def test_inception_gives_fid_and_kid_and_the_distance_of_the_paper(trained: Trained, run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
+    weights = save_random_inception(tmp_path / "weights.pth")
+    table = trained.evaluate(run, features=f"inception={weights}", save_images=str(tmp_path / "drawn"))
+    assert set(table["metric"]) == {"fid", "kid", "image_cosine"}
+    assert set(table[table["protocol"] == "paper"]["metric"]) == {"fid"}
+
+    model = load_image_features(f"inception={weights}", device="cpu")
+    real = [Image.open(path) for path in sorted(trained.images.iterdir())]
+    drawn = [Image.open(path) for path in sorted((tmp_path / "drawn/layer02").iterdir())]
+    scores = table[(table["layer"] == 2) & (table["metric"] == "fid")].groupby("protocol")["value"].mean()
+    for protocol, side in (("standard", 299), ("paper", 256)):
+        sets = []
+        for images in (drawn, real):
+            pixels = [np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images]
+            features = model.encode(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+            sets.append(features[:, 0].double().numpy())
+        assert scores[protocol] == pytest.approx(frechet_distance(*sets), rel=1e-3)
+    assert scores["standard"] != pytest.approx(scores["paper"], rel=1e-3)
+    facts = json.loads((run / "scores/gen.json").read_text())["features"]
+    assert facts["revision"] == hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    assert facts["images"]["paper"] == "squashed to 256 × 256 pixels of 8 bits, bicubic with antialiasing"
+
+
+def test_two_processes_give_the_table_of_one(trained: Trained, run: Path, table: pd.DataFrame, tmp_path: Path) -> None:
+    options = {
+        "data": trained.images,
+        "features": trained.backbone,
+        "steps": 2,
+        "size": 16,
+        "batch_size": 3,
+        "workers": 0,
+        "device": "cpu",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = ["innervision", "evaluate", "gen", str(run), *(f"--{name}={value}" for name, value in options.items())]
+    done = subprocess.run(
+        [*launch, *command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    same(pd.read_parquet(run / "scores/gen.parquet"), table)
+    assert "Fréchet distance (dino)" in done.stdout
 
 
 def test_neither_batches_nor_their_decoding_change_a_score(trained: Trained, run: Path, table: pd.DataFrame) -> None:

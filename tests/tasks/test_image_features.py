@@ -1,7 +1,6 @@
 """Vision models that describe images: what they give equals the libraries' own, and no file is run."""
 
 import hashlib
-import io
 import json
 import pickle
 import sys
@@ -17,7 +16,7 @@ from PIL import Image
 from innervision.errors import InnerVisionError
 from innervision.targets.depth import DepthTarget
 from innervision.tasks.image_features import InceptionTarget, Squash, load_image_features
-from tiny_experts import save_tiny_backbone, save_tiny_depth
+from tiny_experts import save_random_inception, save_tiny_backbone, save_tiny_depth
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -27,19 +26,8 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of torch-fidelity's network."""
-    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    network_class = inception.FeatureExtractorInceptionV3
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        patch.setattr(network_class, "load_state_dict", lambda self, state: None)
-        network = network_class("inception-v3-compat", ["2048"], nothing)
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(network.state_dict(), path)
-    return path
+    pytest.importorskip("torch_fidelity")
+    return save_random_inception(tmp_path_factory.mktemp("inception") / "weights.pth")
 
 
 def test_inception_features_are_torch_fidelitys(weights: Path) -> None:

@@ -17,6 +17,14 @@ METRICS = {
     "ties": ("ties", "share of the pairs in which neither point is closer; they count as wrong"),
     "miou": ("mIoU", "intersection over union, the mean over the classes"),
     "pixel_accuracy": ("pixel accuracy", "share of the pixels that are given their class"),
+    "fid": ("FID", "Fréchet distance of the drawn images from the real ones on Inception; lower is better"),
+    "kid": ("KID × 1000", "kernel distance on the same, whatever the number of images; lower is better"),
+    "frechet": (
+        "Fréchet distance",
+        "of drawn images from the real ones, on that model's features; lower is better",
+    ),
+    "kernel": ("kernel distance × 1000", "on the same, whatever the number of images; lower is better"),
+    "image_cosine": ("image cosine", "centred cosine of a drawn image with its real one; 0 = nothing in common"),
     "cosine": ("cosine", "of the whole feature maps, as published; the mean feature alone scores high"),
     "token_cosine": ("token cosine", "the cosine of each token, averaged over the tokens"),
     "centred_cosine": (
@@ -25,7 +33,10 @@ METRICS = {
     ),
     "explained_variance": ("explained variance", "1 = perfect, 0 = no better than the mean feature"),
 }
-"""Name and meaning of the metrics, in the order they are shown. Other metrics go by their key."""
+"""Name and meaning of the metrics, in the order they are shown. Other metrics go by their key.
+
+A key may name a model that the metric depends on, after a colon.
+"""
 
 SOURCES = {
     "probe": "the probe's prediction for the image",
@@ -115,6 +126,13 @@ def write_summary(summary: pd.DataFrame, path: Path) -> None:
         summary.to_csv(temporary, index=False)
 
 
+def metric_name(metric: str) -> str:
+    """Give the name of a metric, and of the model that it depends on."""
+    key, _, model = metric.partition(":")
+    name, _ = METRICS.get(key, (metric, ""))
+    return f"{name} ({model})" if model and key in METRICS else name
+
+
 def format_table(summary: pd.DataFrame, targets: Iterable[str]) -> str:
     """Write rows of `summarize` as plain text: for each target a line per layer, the average, then the floors.
 
@@ -171,7 +189,7 @@ def _format_groups(rows: pd.DataFrame, lines: list[Line]) -> Iterator[str]:
             block = [str(name), *(_number(cells.get((source, layer))) for _, source, layer in lines)]
             width = max(map(len, block))
             blocks.append([line.rjust(width) for line in block])
-        yield f"\n{METRICS.get(metric, (metric, ''))[0]} by group\n"
+        yield f"\n{metric_name(metric)} by group\n"
         yield _side_by_side(["layer", *(label for label, _, _ in lines)], blocks)
 
 
@@ -185,7 +203,8 @@ def _explain(rows: pd.DataFrame) -> str:
         notes["vision, 0"] = "the output of the vision tower, and the embeddings that enter the decoder"
     if decoder:
         notes["avg"] = f"average over the decoder layers, {decoder[0]} to {decoder[-1]}"
-    notes |= dict(METRICS[metric] for metric in _in_order(rows["metric"], METRICS) if metric in METRICS)
+    keys = [metric.partition(":")[0] for metric in _in_order(rows["metric"], METRICS)]
+    notes |= dict(METRICS[key] for key in keys if key in METRICS)
     return "\n".join(f"{name:<18}  {meaning}" for name, meaning in notes.items())
 
 
@@ -197,7 +216,7 @@ def _metric_block(metric: str, rows: pd.DataFrame, lines: list[Line]) -> list[st
     """Give two header lines and the cells of `lines`, right-aligned to one width."""
     cells = _cells(rows)
     shuffled = "shuffled" in set(rows["source"])
-    block = [METRICS.get(metric, (metric, ""))[0], "probe [low, high]" + shuffled * " shuffled"]
+    block = [metric_name(metric), "probe [low, high]" + shuffled * " shuffled"]
     beside = [_number(cells.get(("shuffled", layer))) if source == "probe" else "" for _, source, layer in lines]
     for (_, source, layer), other in zip(lines, beside, strict=True):
         cell = _with_interval(cells.get((source, layer)))
@@ -238,5 +257,5 @@ def _side_by_side(labels: list[str], blocks: list[list[str]]) -> str:
 
 def _in_order(names: pd.Series, known: Iterable[str]) -> list[str]:
     """Give the distinct names: the known ones in their order, then the others by the alphabet."""
-    found = set(names)
-    return [name for name in known if name in found] + sorted(found.difference(known))
+    rank = {name: number for number, name in enumerate(known)}
+    return sorted(set(names), key=lambda name: (rank.get(name.partition(":")[0], len(rank)), name))
