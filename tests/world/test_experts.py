@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from innervision.identity import MODELS
 from innervision.targets import load_targets
 from innervision.targets.target import Target
 from innervision.world import train_depth, train_seg
 from innervision.world.build import build
-from innervision.world.scenes import render
+from innervision.world.scenes import SHAPES, render
 from innervision.world.training import SIZE, resampling
 
 
@@ -39,6 +40,17 @@ def test_the_card_measures_what_was_built(built: Path) -> None:
     assert section.figures[0].count >= 6
     (section,) = train_seg.measure(built, progress=False, count=4)
     assert [figure.what for figure in section.figures[2:]][:2] == ["IoU of sphere", "IoU of cube"]
+
+
+def test_the_packages_segmentation_expert_knows_every_shape() -> None:
+    """Above 40 for each is the goal; 60 scenes are enough to see it."""
+    (section,) = train_seg.measure(MODELS, progress=False, count=60)
+    scores = {figure.what: figure.value for figure in section.figures}
+    assert scores["mIoU"] > 65
+    assert min(scores[f"IoU of {shape}"] for shape in SHAPES) > 40
+    decoded = section.figures[1]
+    assert decoded.value > 55
+    assert max(decoded.baselines.values()) < 15  # without the last stage it is blind
 
 
 def test_an_enlarged_depth_expert_sees_in_a_zoomed_scene_what_it_saw_in_the_scene() -> None:

@@ -10,7 +10,8 @@ them are done.
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -79,15 +80,28 @@ def build(
         scenes = load_scenes(out / ".scenes", "train", max(64, round(SCENES * min(1, effort))), progress=progress)
         unfinished = out / f".{name}"
         unfinished.mkdir(exist_ok=True)
-        start = time.process_time()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _clock(unfinished / "cpu_seconds") as seconds:
             torch.manual_seed(seed)
             part.load().train(unfinished, scenes, seed, effort=effort, progress=progress)
-        _record(out, part, {"seed": seed, "effort": effort, "cpu_seconds": round(time.process_time() - start)})
+        _record(out, part, {"seed": seed, "effort": effort, "cpu_seconds": round(seconds())})
         for model in part.models:
             shutil.rmtree(out / model, ignore_errors=True)
             (unfinished / model).rename(out / model)
         shutil.rmtree(unfinished)
+
+
+@contextmanager
+def _clock(path: Path) -> Iterator[Callable[[], float]]:
+    """Count CPU seconds over several calls, in the file `path`."""
+    before, start = float(path.read_text()) if path.exists() else 0.0, time.process_time()
+
+    def seconds() -> float:
+        return before + time.process_time() - start
+
+    try:
+        yield seconds
+    finally:
+        path.write_text(str(seconds()))
 
 
 def _record(out: Path, part: Part, facts: dict[str, float]) -> None:
