@@ -30,6 +30,9 @@ from innervision.world.scenes import CATEGORIES, VERSION, Dice, Scene, depth_map
 FIRST_INDEX = {"train": 1, "val": 500_000_001}
 """Where the scenes of a split begin; they count up from here, so no scene is in both."""
 
+APART = 1.5
+"""The farther point of a pair is at least so many times as deep as the closer one."""
+
 Pair = dict[str, Any]
 
 
@@ -81,7 +84,8 @@ def choose_pairs(scene: Scene, prior: NDArray[np.float64], dice: Dice) -> list[P
     "An object is nearer than what surrounds it" is worth as little: either both pairs compare two objects, or
     an object is the nearer point of one pair and the farther of the other. The prior's depths differ by about
     the same factor in both, so that the size of its step tells no more than its sign. A pair's depths are at
-    least 15% apart; its points lie well within different regions, where depth is smooth.
+    least half apart (`APART`), as those are that people order with confidence; its points lie well within different
+    regions, where depth is smooth.
     """
     found: dict[tuple[bool, str], list[tuple[float, Pair]]] = {}
     points = _points(scene, dice)
@@ -89,7 +93,7 @@ def choose_pairs(scene: Scene, prior: NDArray[np.float64], dice: Dice) -> list[P
         for far, far_id, far_is_thing in points:
             if near_id == far_id or not (near_is_thing or far_is_thing):
                 continue
-            if scene.depth[far] < 1.15 * scene.depth[near]:
+            if scene.depth[far] < APART * scene.depth[near]:
                 continue
             nearer = "either" if near_is_thing and far_is_thing else "object" if near_is_thing else "stuff"
             step = float(prior[far] / prior[near])
