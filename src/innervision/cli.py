@@ -16,6 +16,9 @@ from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings, t
 from innervision.errors import InnerVisionError
 from innervision.tasks import task_names
 
+PRESETS = {path.stem: path for path in (Path(__file__).parent / "presets").glob("*.yaml")}
+"""Files of settings that come with the package, by name."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -195,6 +198,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     trainer.add_argument(
         "--config", action="config", help="YAML file of settings, such as the run.yaml of another run."
     )
+    trainer.add_argument(
+        "--preset", choices=sorted(PRESETS), help="Settings of an experiment of the paper; other options change them."
+    )
     trainer.add_class_arguments(TrainSettings)
     trainer.add_argument("--resume", action="store_true", help="Go on with the run that --out holds.")
     trainer.add_argument("--record", type=dict | None, help=SUPPRESS)
@@ -299,12 +305,20 @@ def _with_underscores(word: str) -> str:
 
 
 def _config_first(words: list[str]) -> list[str]:
-    """Put --config before the other options of its command, so that it never undoes one of them."""
-    for i, word in enumerate(words):
-        if word == "--config" or word.startswith("--config="):
-            end = i + (2 if word == "--config" else 1)
-            return words[:1] + words[i:end] + words[1:i] + words[end:]
-    return words
+    """Put --preset, as the file that it names, and --config before the other options, so that neither undoes one."""
+    first: dict[str, list[str]] = {"--preset": [], "--config": []}
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.partition("=")
+        if name not in first or not (equals or queue):
+            rest.append(word)
+            continue
+        value = value if equals else queue.pop(0)
+        known = name == "--preset" and value in PRESETS
+        first[name] += ["--config", str(PRESETS[value])] if known else [name, value]
+    return rest[:1] + first["--preset"] + first["--config"] + rest[1:]
 
 
 def _leaf(function: Callable) -> ArgumentParser:

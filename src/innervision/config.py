@@ -12,6 +12,23 @@ Protocol = Literal["standard", "paper"]
 """How probes are trained and scores are made; every score names it."""
 
 
+@dataclass(frozen=True)
+class PaperInputs:
+    """What the original code gives its models beside padded images, in one of its scripts."""
+
+    prompt: str | None = None
+    """In place of the run's."""
+    reply: str | None = None
+    """What the model is shown as its own answer."""
+    side: int | None = None
+    """Images are first squashed to side × side pixels."""
+
+
+PAPER_TRAINING = PaperInputs(reply="n")
+PAPER_SIMILARITY = PaperInputs(side=640)
+PAPER_DEPTH = PaperInputs(prompt="Describe the image.")
+
+
 @dataclass(kw_only=True)
 class ProbeSettings:
     """The probe that reads one layer. The defaults are those of the paper."""
@@ -118,6 +135,10 @@ class TrainSettings:
         require(
             not (self.quantization and self.random_weights != "none"),
             "random_weights cannot be combined with quantization",
+        )
+        require(
+            self.protocol == "standard" or (self.tokens == "all" and not self.probe.positions),
+            "protocol=paper reads all tokens, without positions: leave out tokens and probe.positions",
         )
         self.micro_batch_size = min(self.micro_batch_size, self.batch_size)
 

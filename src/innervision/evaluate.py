@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from innervision.config import EvaluateSettings, TaskSettings
+from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
 from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.distributed import join_processes
 from innervision.errors import InnerVisionError
-from innervision.mllm import MLLM, Tokens
+from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.run import RunFolder
 from innervision.scores import ScoreTable
@@ -108,8 +108,10 @@ def evaluate(
             f"Go on with: innervision train --config {run.yaml} --resume"
         )
     bad = BadImages(images, settings.max_bad)
+    evaluation.protocol = trained.protocol
     plan = {
         **evaluation.plan(),
+        "protocol": trained.protocol,
         "num_images": len(images),
         "names": images.fingerprint(),
         "batch_size": settings.batch_size,
@@ -129,7 +131,7 @@ def evaluate(
     }
     evaluation.prepare(targets)
     order = _batches(len(images), settings.batch_size)
-    batches = batches_of(images, order, mllm, trained.prompt, targets, evaluation.truth)
+    batches = batches_of(images, order, mllm, trained, targets, evaluation.truth, evaluation.paper)
     if rank.index == 0:
         table.open()
     rank.wait()
@@ -147,7 +149,7 @@ def evaluate(
         for number, batch in zip(numbers, loader, strict=True):
             for name in bad.add(batch.bad):
                 tqdm.write(f"left out {name}: {bad.reasons[name]}")
-            part = Part() if batch.inputs is None else _walk(batch, mllm, targets, banks, trained.tokens, evaluation)
+            part = Part() if batch.inputs is None else _walk(batch, mllm, targets, banks, trained, evaluation)
             table.write_part(number, part, batch.names, batch.bad)
             seen += len(batch.names)
             pace = (time.perf_counter() - began) / max(seen * num_layers, 1)
@@ -167,7 +169,7 @@ def _walk(
     mllm: MLLM,
     targets: Sequence[Target],
     banks: Mapping[str, ProbeBank],
-    tokens: Tokens,
+    trained: TrainSettings,
     evaluation: Evaluation,
 ) -> Part:
     """Let a batch pass through the MLLM, and each layer's states through its probes."""
@@ -176,13 +178,15 @@ def _walk(
 
     def look(layer: int, states: Tensor, mask: Tensor) -> None:
         grid = inputs.places(layer, states.shape[1])
+        if trained.protocol == "paper":
+            mask = torch.ones_like(mask)
         for name, bank in banks.items():
             with autocast(mllm.device):
                 prediction = bank(layer, states, mask, grid)
             comparison.predicted(name, layer, prediction.float())
 
     layers = next(iter(banks.values())).layers
-    mllm.visit(inputs, look, layers, tokens=tokens)
+    mllm.visit(inputs, look, layers, tokens=trained.tokens)
     return comparison.finish()
 
 

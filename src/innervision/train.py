@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from innervision.config import VISION, TrainSettings, parse_layers
+from innervision.config import PAPER_TRAINING, VISION, TrainSettings, parse_layers
 from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.errors import InnerVisionError
@@ -98,7 +98,7 @@ def fit(
 
     order = [micro for step in steps for micro in step]
     start = sum(len(step) for step in steps[: learner.step])
-    batches = batches_of(images, order, mllm, settings.prompt, targets)
+    batches = batches_of(images, order, mllm, settings, targets, paper=PAPER_TRAINING)
     on_gpu = mllm.device.type == "cuda"
     numbers = range(start, len(batches))
     loader = iter(load_batches(batches, numbers, workers=settings.workers, pin_memory=on_gpu))
@@ -150,6 +150,7 @@ def fit(
     facts = {
         "prompt": settings.prompt,
         "tokens": settings.tokens,
+        "protocol": settings.protocol,
         "steps": learner.step,
         "images": learner.count,
     }
@@ -218,6 +219,8 @@ class Learner:
 
         def learn_layer(layer: int, states: Tensor, mask: Tensor) -> None:
             grid = inputs.places(layer, states.shape[1])
+            if self.settings.protocol == "paper":
+                mask = torch.ones_like(mask)
             for name, bank in self.banks.items():
                 with torch.enable_grad():
                     with autocast(self.mllm.device):

@@ -92,17 +92,17 @@ class InputBuilder:
     processor: ProcessorMixin
     config: PretrainedConfig
 
-    def __call__(self, images: Sequence[Image], prompt: str) -> Inputs:
+    def __call__(self, images: Sequence[Image], prompt: str, reply: str | None = None) -> Inputs:
         """Make the model's inputs from RGB images, each beside the same prompt.
 
-        The prompt goes through the processor's chat template as one user turn; where the processor has none,
-        the text is the image token, a line break and the prompt.
+        The prompt goes through the processor's chat template as one user turn, and the reply, if there is one, as
+        the model's; where the processor has none, the text is the image token, a line break, prompt and reply.
 
         Raises:
             InnerVisionError: the processor refuses the images, or gives no `input_ids`.
         """
         try:
-            encoded = self._encode(list(images), prompt)
+            encoded = self._encode(list(images), prompt, reply)
         except (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError) as error:
             raise InnerVisionError(f"{type(self.processor).__name__} refuses the input: {error}") from error
         tensors = {key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "labels"}
@@ -114,25 +114,28 @@ class InputBuilder:
         tiles = count_tiles(tensors, image_mask)
         return Inputs(tensors, mask, image_mask, self._grid(tensors, image_mask, tiles), tiles)
 
-    def _encode(self, images: list[Image], prompt: str) -> dict[str, Any]:
+    def _encode(self, images: list[Image], prompt: str, reply: str | None) -> dict[str, Any]:
         if getattr(self.processor, "chat_template", None):
+            answer = [{"role": "assistant", "content": [{"type": "text", "text": reply}]}] if reply else []
             turns = [
                 [
                     {
                         "role": "user",
                         "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}],
-                    }
+                    },
+                    *answer,
                 ]
                 for image in images
             ]
             return self.processor.apply_chat_template(  # type: ignore[return-value]  # a mapping, with return_dict
                 turns,  # type: ignore[arg-type]  # its annotation knows no images
-                add_generation_prompt=True,
+                add_generation_prompt=not reply,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
                 processor_kwargs={"padding": True},
             )
+        prompt = f"{prompt} {reply}" if reply else prompt
         text = prompt if self._writes_image_tokens else f"{self._image_token}\n{prompt}"
         return self._encode_text(images, text)
 

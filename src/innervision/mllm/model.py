@@ -190,9 +190,9 @@ class MLLM:
                 f"there is no layer {', '.join(map(str, wrong))}"
             )
 
-    def prepare(self, images: Sequence[Image.Image], prompt: str) -> Inputs:
+    def prepare(self, images: Sequence[Image.Image], prompt: str, reply: str | None = None) -> Inputs:
         """Make the inputs of a batch on the CPU, without touching the weights. See `InputBuilder`."""
-        return self.builder(images, prompt)
+        return self.builder(images, prompt, reply)
 
     @torch.no_grad()
     def visit(

@@ -9,9 +9,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import OneFormerForUniversalSegmentation, OneFormerImageProcessor, PreTrainedConfig
+from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
 
 from innervision.errors import InnerVisionError
 from innervision.targets.checkpoint import Checkpoint
+from innervision.targets.paper import PaperPreparer
 from innervision.targets.target import Context, Parts, Preparer, Target
 
 LARGEST_GRID = 24
@@ -55,6 +57,12 @@ class SegTarget(Target):
         *_, height, width = functional_call(self.module, weights, pixels).feature_maps[-1].shape
         self.grid = min(LARGEST_GRID, height, width)
         return self.grid**2, self.module.channels[-1]
+
+    def follow_paper(self) -> None:
+        """Resize twice with Pillow. See `Target.follow_paper`."""
+        preparer = self.preparer
+        processor = OneFormerImageProcessorPil(**preparer.processor.to_dict())
+        self.preparer = PaperPreparer(processor, preparer.height, preparer.width, preparer.resize_again)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Give the tokens (B, N, C) of the resized map. See `Target.features`."""

@@ -186,6 +186,9 @@ class Target(nn.Module, ABC):
     def features(self, pixels: Tensor) -> Tensor:
         """Give the features (B, N, C) of pixels (B, 3, H, W) on the expert's device."""
 
+    def follow_paper(self) -> None:
+        """See images as the original code shows them to this expert, if it is one of its own (protocol `paper`)."""
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

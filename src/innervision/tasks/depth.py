@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from innervision.config import TaskSettings
+from innervision.config import PAPER_DEPTH, TaskSettings
 from innervision.data.da2k import PointPairs, read_da2k
 from innervision.metrics.pairs import paper_sample, paper_verdicts, sample, verdicts
 from innervision.tasks.evaluation import Scores
@@ -31,6 +31,7 @@ class Depth(Task):
 
     name = "depth"
     target = "depth"
+    paper = PAPER_DEPTH
 
     def __init__(self, settings: TaskSettings) -> None:
         """Read the pairs. See `Task`."""

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from innervision.config import ScoreSettings
+from innervision.config import PaperInputs, Protocol, ScoreSettings
 from innervision.data.loader import Batch, Truth
 from innervision.data.sources import ImageSet
 from innervision.probes import ProbeBank
@@ -91,8 +91,12 @@ class Evaluation(ABC):
     """Whether it needs the experts' heads."""
     weighted: ClassVar[bool]
     """Whether its scores have weights and groups."""
+    paper: ClassVar[PaperInputs] = PaperInputs()
+    """What the models of a run that follows the original see in its script for this evaluation."""
     settings: ScoreSettings
     images: ImageSet
+    protocol: Protocol = "standard"
+    """Of the run that is scored."""
     truth: Truth | None = None
     """Gives what is known of an image; runs in the processes that read the images."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from innervision.config import EvaluateSettings
+from innervision.config import PAPER_SIMILARITY, EvaluateSettings, Protocol
 from innervision.data import find_images
 from innervision.data.loader import Batch
 from innervision.metrics.similarity import similarity
@@ -23,6 +23,7 @@ class Similarity(Evaluation):
     name = "similarity"
     head = False
     weighted = False
+    paper = PAPER_SIMILARITY
 
     def __init__(self, settings: EvaluateSettings) -> None:
         """Find the images."""
@@ -43,12 +44,15 @@ class Similarity(Evaluation):
 
     def compare(self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank]) -> Comparison:
         """Encode the batch, and score the mean feature. See `Evaluation.compare`."""
-        return _Comparison(batch, targets, banks)
+        return _Comparison(batch, targets, banks, self.protocol)
 
 
 class _Comparison(Comparison):
-    def __init__(self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank]) -> None:
+    def __init__(
+        self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank], protocol: Protocol
+    ) -> None:
         self.names = batch.names
+        self.protocol = protocol
         self.truth = {target.name: target.encode(batch.pixels[target.name]) for target in targets}
         self.means = {name: banks[name].mean for name in self.truth}
         self.centred = {name: bool(mean.isfinite().all()) for name, mean in self.means.items()}
@@ -72,7 +76,7 @@ class _Comparison(Comparison):
             tensors = tensors[0].cpu(), tensors[1].cpu(), tensors[2].cpu()
         labels = [Label(image, target, layer, source) for image in self.names]
         self.part.scores.extend(
-            (labels, Scores(metric, values))
+            (labels, Scores(metric, values, protocol=self.protocol))
             for metric, values in similarity(*tensors).items()
             if self.centred[target] or metric in UNCENTRED
         )
