@@ -86,7 +86,7 @@ def test_imported_probes_decode_to_the_originals_depth_maps(shared: Path, tmp_pa
 
 
 def test_positions_are_resized_by_the_factor() -> None:
-    """A plane, resized, tells which places were sampled (to 0.05 of a cell: PyTorch's bicubic bends planes a little)."""
+    """A plane, resized, tells which places were sampled, to 0.05 of a cell: PyTorch's bicubic bends planes."""
     rows, columns = torch.meshgrid(torch.arange(37.0), torch.arange(37.0), indexing="ij")
     positions = torch.cat([torch.full((1, 1, 2), -1.0), torch.stack([rows, columns], -1).reshape(1, -1, 2)], dim=1)
     resized = resize_positions(positions, 24, 24)
