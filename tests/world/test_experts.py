@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -78,8 +77,3 @@ def test_experts_learn_from_the_pixels_that_their_targets_make(built: Path) -> N
     squash = resampling(768, SIZE)
     expected = (squash @ plain @ squash.T - 0.5) / 0.25
     assert (seg.prepare([Image.fromarray(image)])[0] - expected).abs().max() <= 2.01 * level
-
-
-def test_iou_of_a_small_table() -> None:
-    table = np.array([[3, 1, 0], [0, 4, 0], [2, 0, 0]])
-    np.testing.assert_allclose(train_seg.iou(table), [3 / 6, 4 / 5, 0])

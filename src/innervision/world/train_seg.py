@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers as hf
-from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from innervision.metrics.segmentation import count_pixels, overlap
 from innervision.mllm.model import default_device
 from innervision.targets.seg import SegTarget
 from innervision.world.card import Figure, Section
@@ -86,11 +86,11 @@ def measure(models: Path, *, progress: bool = True, count: int = 500) -> list[Se
     scenes = held_out(count)
     contexts = [target.context([Image.fromarray(scene.image)]) for scene in tqdm(scenes, "seg", disable=not progress)]
     mean_feature = torch.cat([context.features for context in contexts]).mean(0, keepdim=True)
-    truths = [semantic(scene) for scene in scenes]
-    stacked = np.stack(truths)
-    usual = np.stack([(stacked == k).sum(0) for k in range(CLASSES)]).argmax(0)  # (H, W)
-    tables: dict[str, NDArray[np.int64]] = {}
-    for i, (truth, context) in enumerate(zip(truths, contexts, strict=True)):
+    truths = torch.stack([semantic(scene) for scene in scenes])  # (N, H, W)
+    usual = truths.mode(0).values
+    usual_name = "most frequent class of each pixel"
+    counts: dict[str, Tensor] = {}
+    for i, context in enumerate(contexts):
         assert context.output is not None
         maps = {
             "expert": label(context.output),
@@ -98,23 +98,20 @@ def measure(models: Path, *, progress: bool = True, count: int = 500) -> list[Se
             "another scene's feature": label(target.decode(contexts[i - 1].features, context)),
             "mean feature": label(target.decode(mean_feature, context)),
             "zeros": label(target.decode(torch.zeros_like(mean_feature), context)),
-            "most frequent class of each pixel": usual,
+            usual_name: usual,
         }
         for name, found in maps.items():
-            table = np.bincount((truth * CLASSES + found).ravel(), minlength=CLASSES**2).reshape(CLASSES, CLASSES)
-            tables[name] = tables.get(name, 0) + table
-    scores = {name: 100 * iou(table) for name, table in tables.items()}
+            counts[name] = counts.get(name, 0) + count_pixels(found, truths[i], CLASSES)
+    scores = {name: iou(table) for name, table in counts.items()}
     mean = {name: float(score.mean()) for name, score in scores.items()}
-    usual_name = "most frequent class of each pixel"
     floors = {name: mean[name] for name in ("mean feature", "zeros", "another scene's feature")}
     figures = [
         Figure("mIoU", mean["expert"], {usual_name: mean[usual_name]}, count),
         Figure("mIoU, decoded from the last stage as tasks do", mean["last stage"], floors, count),
     ]
     for k, category in enumerate(CATEGORIES):
-        figures.append(
-            Figure(f"IoU of {category['name']}", float(scores["expert"][k]), {usual_name: float(scores[usual_name][k])})
-        )
+        own, floor = float(scores["expert"][k]), float(scores[usual_name][k])
+        figures.append(Figure(f"IoU of {category['name']}", own, {usual_name: floor}, count))
     millions = sum(weight.numel() for weight in target.parameters()) / 1e6
     made = (
         f"`OneFormerForUniversalSegmentation`, a Swin of three stages that ends in 7 × 7 cells of width "
@@ -125,23 +122,23 @@ def measure(models: Path, *, progress: bool = True, count: int = 500) -> list[Se
     return [Section("seg", made, figures)]
 
 
-def semantic(scene: Scene) -> NDArray[np.int64]:
+def semantic(scene: Scene) -> Tensor:
     """Give the position of every pixel's category in CATEGORIES."""  # (H, W)
-    positions = np.zeros(scene.panoptic.max() + 1, np.int64)
+    positions = torch.zeros(scene.panoptic.max() + 1, dtype=torch.long)
     for segment in scene.segments:
         positions[segment.id] = segment.category_id - 1
-    return positions[scene.panoptic]
+    return positions[torch.from_numpy(scene.panoptic).long()]
 
 
-def label(scores: Tensor) -> NDArray[np.int64]:
+def label(scores: Tensor) -> Tensor:
     """Give the best class for every pixel of a scene, from the scores (1, K, h, w)."""  # (H, W)
-    return nn.functional.interpolate(scores, (SIZE, SIZE), mode="bilinear")[0].argmax(0).cpu().numpy()
+    return nn.functional.interpolate(scores, (SIZE, SIZE), mode="bilinear")[0].argmax(0).cpu()
 
 
-def iou(table: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give the intersection over union of every class (K,), from counts of pixels by true and found class (K, K)."""
-    right = table.diagonal()
-    return right / np.maximum(table.sum(0) + table.sum(1) - right, 1)
+def iou(counts: Tensor) -> Tensor:
+    """Give the intersection over union of every class in per cent, from counts of pixels."""  # (K,)
+    found = overlap(counts)
+    return 100 * found.intersection / found.union.clamp(min=1)
 
 
 def make_model() -> Any:
