@@ -1,6 +1,8 @@
 """Models in the original LLaVA layout, compared with what the original code computed."""
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from innervision.mllm import MLLM
 from innervision.mllm.original import (
     IMAGE_TOKEN,
     TEMPLATES,
+    Original,
     OriginalProcessor,
     Tokenizer,
     convnext_config,
@@ -444,3 +447,50 @@ def test_text_is_split_as_by_the_fast_tokenizer_of_llama(legacy: bool, tmp_path:
         "a  é",
     ):
         assert [1, *tokenizer(text)] == fast(text).input_ids
+
+
+@pytest.mark.parametrize("tower", ["clip", "convnext"])
+def test_every_tensor_of_a_published_model_has_its_place(tower: str, base: Path, shared: Path) -> None:
+    """At full size, on the meta device: the language model's listed tensors, and those of the ConvNeXT tower."""
+    published = json.loads((shared / "golden/misc/published_size_keys.json").read_text())["gen"]
+    sizes = published["non_head_keys"]
+    trunk = json.loads((shared / "golden/misc/convnext_xxlarge.json").read_text())["trunk_keys"]
+    blocks = {
+        key.replace("layers.0.", f"layers.{number}."): shape
+        for number in range(32)
+        for key, shape in llama_block().items()
+    }
+    listed = {**blocks, **sizes, **(trunk if tower == "convnext" else {})}
+    own = {key: math.prod(shape) for key, shape in {**blocks, **sizes}.items() if key.startswith("model.")}
+    assert [len(own), sum(own.values())] == published["prefix_count_numel"]["model"]
+    llama = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    change_config(base, **llama, num_key_value_heads=8, vocab_size=128_256, model_type="ola_llama")
+    if tower == "convnext":
+        (base / "model.safetensors").chmod(0o644)
+        change_config(base, mm_vision_tower=TOWER)
+        change_weights(base, {key: torch.empty(*[1] * len(shape)) for key, shape in trunk.items()})
+    original = Original.read(str(base), json.loads((base / "config.json").read_text()))
+    if tower == "convnext":
+        original.config.vision_config.model_args = None  # the architecture's own depths and widths
+    with torch.device("meta"):
+        model = hf.AutoModelForImageTextToText.from_config(original.config)
+    places = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    for key, shape in listed.items():
+        for pattern, target in original.key_mapping.items():
+            key = re.sub(pattern, target, key)
+        assert places[key] == shape
+
+
+def llama_block() -> dict[str, list[int]]:
+    wide, narrow, middle = 4096, 1024, 14336
+    return {
+        "model.layers.0.self_attn.q_proj.weight": [wide, wide],
+        "model.layers.0.self_attn.k_proj.weight": [narrow, wide],
+        "model.layers.0.self_attn.v_proj.weight": [narrow, wide],
+        "model.layers.0.self_attn.o_proj.weight": [wide, wide],
+        "model.layers.0.mlp.gate_proj.weight": [middle, wide],
+        "model.layers.0.mlp.up_proj.weight": [middle, wide],
+        "model.layers.0.mlp.down_proj.weight": [wide, middle],
+        "model.layers.0.input_layernorm.weight": [wide],
+        "model.layers.0.post_attention_layernorm.weight": [wide],
+    }
