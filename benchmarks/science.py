@@ -3,13 +3,14 @@
 python -m benchmarks.science --out runs/science
 
 Trains probes of the same scenes on four stages of one model (`STAGES`), with and without positions, for every seed,
-and scores them on held-out scenes. Writes OUT/science.csv, OUT/verdicts.csv and OUT/science.png, and prints the
-verdicts. It can be stopped; called again, it goes on.
+and scores them on held-out scenes. Writes OUT/science.csv, OUT/comparisons.csv and OUT/science.png, and prints the
+comparisons. It can be stopped; called again, it goes on.
 """
 
 import argparse
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,12 +19,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from innervision import EvaluateSettings, ProbeSettings, TrainSettings, evaluate_similarity, fit
-from innervision.metrics.interval import bootstrap_interval
+from innervision.config import TaskSettings
+from innervision.evaluate import evaluate_task
+from innervision.report.resample import interval_of, resample
 from innervision.report.tables import read_scores
 from innervision.run import RunFolder
 from innervision.world.dataset import write_scenes
 
-STAGES = {
+STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {
     "tuned": ("world/tuned", "none"),
     "early": ("world/early", "none"),
     "untrained": ("world/untrained", "none"),
@@ -31,10 +34,15 @@ STAGES = {
 }
 """Name -> model, and what of it gets fresh weights (a seed of its own for each run's seed)."""
 PROBES = {"plain": ProbeSettings(), "positions": ProbeSettings(positions=True)}
-METRICS = {"centred_cosine": "centred cosine", "explained_variance": "explained variance"}
-"""For both the mean feature scores 0: it is the floor."""
+TASKS = {"depth": "da2k", "seg": "annotations/panoptic_val2017.json"}
+"""Task -> its benchmark in the folder of scenes."""
+METRICS = {
+    "centred_cosine": "centred cosine",
+    "explained_variance": "explained variance",
+    "accuracy": "pairs ordered right",
+    "miou": "mIoU",
+}
 COLOURS = {"tuned": "#0072B2", "early": "#56B4E9", "untrained": "#E69F00", "all random": "#777777"}
-RUN = ["probe", "stage", "seed"]
 
 
 def main() -> None:
@@ -58,7 +66,7 @@ def main() -> None:
         folder = options.out / f"{stage.replace(' ', '-')}-{probe}-{seed}"
         settings = TrainSettings(
             mllm=model,
-            random_weights=fresh,  # type: ignore[arg-type]  # str for Literal
+            random_weights=fresh,
             targets=options.targets,
             layers=options.layers,
             images=str(scenes / "train2017"),
@@ -75,75 +83,89 @@ def main() -> None:
         evaluate_similarity(
             folder, EvaluateSettings(images=str(scenes / "val2017"), device="cpu", workers=0), progress=False
         )
-        tables.append(read_scores(folder).assign(probe=probe, stage=stage, seed=seed))
+        for task, data in TASKS.items():
+            evaluate_task(folder, task, TaskSettings(data=str(scenes / data), device="cpu", workers=0), progress=False)
+        tables.append(resampled(folder).assign(probe=probe, stage=stage, seed=seed))
     scores = pd.concat(tables, ignore_index=True)
-    scores = scores[scores["metric"].isin(METRICS) & scores["source"].isin(["probe", "shuffled"])]
-    curves = scores.groupby([*RUN, "target", "metric", "source", "layer"], observed=True)["value"].mean().reset_index()
-    curves.to_csv(options.out / "science.csv", index=False)
-    found = verdicts(scores)
-    found.to_csv(options.out / "verdicts.csv", index=False)
-    print(found.to_string(index=False, float_format=lambda value: f"{value:+.3f}"))
-    draw(curves).savefig(options.out / "science.png", dpi=130)
+    scores.drop(columns="draws").to_csv(options.out / "science.csv", index=False)
+    found = compare(scores)
+    found.to_csv(options.out / "comparisons.csv", index=False)
+    decoder = found[found["layer"] == "decoder"].drop(columns="layer")
+    print(decoder.to_string(index=False, float_format=lambda value: f"{value:+.3f}"))
+    draw(scores).savefig(options.out / "science.png", dpi=130)
 
 
-def verdicts(scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare each stage with the one below it: one row per probe, target, metric and layers.
+def resampled(run: Path) -> pd.DataFrame:
+    """Give a run's scores (`METRICS`) by target, metric, source and layer; `draws` are the scores of the resamples."""
+    parts = []
+    for evaluation in ("similarity", *TASKS):
+        rows, draws = resample(read_scores(run, evaluation))
+        rows = rows.assign(score=draws[0], draws=list(draws[1:].T))
+        parts.append(rows[rows["group"].isna() & (rows["protocol"] == "standard") & rows["metric"].isin(METRICS)])
+    return pd.concat(parts, ignore_index=True)[["target", "metric", "source", "layer", "score", "draws"]]
 
-    Within a seed both see the same images, so the interval (95%, bootstrap) is that of their paired difference.
-    `above` and `below` count the seeds whose interval lies wholly on that side of 0. The last stage is compared
-    with the mean feature, which scores 0. `layers` is one layer, or "decoder", the average of those from 1 up.
+
+def compare(scores: pd.DataFrame) -> pd.DataFrame:
+    """Compare each stage with the one below it: one row per probe, target, metric and layer.
+
+    Within a seed both see the same resamples of the same images, so the interval (95%) is that of their paired
+    difference. `low` and `high` are the outermost ends over the seeds; `above` and `below` count the seeds whose
+    interval lies wholly on that side of 0. The last stage is compared with the mean feature. The layer is a number,
+    or "decoder", the average of those from 1 up.
     """
-    own = scores[scores["source"] == "probe"]
-    decoder = own[own["layer"] >= 1].assign(layer="decoder")
+    mean = scores[scores["source"] == "mean"].assign(stage="mean")
+    mean = mean.drop_duplicates(["probe", "seed", "target", "metric"]).set_index(["probe", "seed", "target", "metric"])
+    own = scores[scores["source"] == "probe"].astype({"layer": object}).fillna({"layer": "decoder"})
     rows = []
     keys = ["probe", "target", "metric", "layer"]
-    for key, group in pd.concat([own.astype({"layer": object}), decoder]).groupby(keys, observed=True, sort=False):
-        values = group.pivot_table(index=["seed", "image"], columns="stage", values="value", observed=True)
-        for upper, lower in itertools.pairwise([*STAGES, "the mean"]):
-            differences = values[upper] - (values[lower] if lower in STAGES else 0)
-            ends = [bootstrap_interval(each.to_numpy()) for _, each in differences.groupby("seed")]
+    for key, group in own.groupby(keys, sort=False):
+        by_run = group.set_index(["stage", "seed"])
+        probe, target, metric, _ = key
+        for upper, lower in itertools.pairwise([*STAGES, "mean"]):
+            ends, differences = [], []
+            for seed in sorted(set(group["seed"])):
+                one = by_run.loc[(upper, seed)]
+                other = mean.loc[(probe, seed, target, metric)] if lower == "mean" else by_run.loc[(lower, seed)]
+                differences.append(one["score"] - other["score"])
+                ends.append(interval_of((one["draws"] - other["draws"])[:, None])[:, 0])
+            low, high = np.array(ends).T
             rows.append(
-                dict(zip(["probe", "target", "metric", "layers"], key, strict=True))
-                | {
-                    "comparison": f"{upper} - {lower}",
-                    "difference": differences.mean(),
-                    "lowest": min(float(low) for low, _ in ends),
-                    "highest": max(float(high) for _, high in ends),
-                    "above": sum(bool(low > 0) for low, _ in ends),
-                    "below": sum(bool(high < 0) for _, high in ends),
-                    "seeds": len(ends),
-                }
+                dict(zip(keys, key, strict=True))
+                | {"comparison": f"{upper} - {lower}", "difference": np.mean(differences)}
+                | {"low": low.min(), "high": high.max()}
+                | {"above": int((low > 0).sum()), "below": int((high < 0).sum()), "seeds": len(ends)}
             )
     return pd.DataFrame(rows)
 
 
-def draw(curves: pd.DataFrame) -> Figure:
-    """Draw centred cosine by layer: targets side by side, a row for each kind of probe; bands span the seeds."""
-    curves = curves[curves["metric"] == "centred_cosine"]
-    targets = list(dict.fromkeys(curves["target"]))
-    figure, axes = plt.subplots(
-        len(PROBES), len(targets), figsize=(3.6 * len(targets), 5.6), sharex=True, sharey="col", squeeze=False
-    )
-    for (row, probe), (column, target) in itertools.product(enumerate(PROBES), enumerate(targets)):
+def draw(scores: pd.DataFrame) -> Figure:
+    """Draw scores by layer: a column for each target and metric, a row for each kind of probe; bands span the seeds."""
+    columns = [("depth", "centred_cosine"), ("depth", "accuracy"), ("seg", "centred_cosine"), ("seg", "miou")]
+    columns = [*columns, ("gen", "centred_cosine")]
+    figure, axes = plt.subplots(len(PROBES), len(columns), figsize=(16, 6), sharex=True, sharey="col")
+    for (row, probe), (column, (target, metric)) in itertools.product(enumerate(PROBES), enumerate(columns)):
         axis = axes[row, column]
-        here = curves[(curves["probe"] == probe) & (curves["target"] == target)]
-        for stage in STAGES:
-            for source, style in {"probe": "-", "shuffled": ":"}.items():
-                line = here[(here["stage"] == stage) & (here["source"] == source)]
-                seeds = line.pivot_table(index="layer", columns="seed", values="value", observed=True)
-                places, values = np.arange(len(seeds)), seeds.to_numpy()
-                named = {"label": stage} if source == "probe" else {}
-                axis.plot(places, values.mean(1), style, color=COLOURS[stage], lw=1.6, **named)
-                if source == "probe":
-                    axis.fill_between(places, values.min(1), values.max(1), color=COLOURS[stage], alpha=0.2, lw=0)
-        axis.axhline(0, color="black", lw=0.8, ls="--")
+        here = scores[(scores["probe"] == probe) & (scores["target"] == target) & (scores["metric"] == metric)]
+        for stage, source in itertools.product(STAGES, ("probe", "shuffled")):
+            line = here[(here["stage"] == stage) & (here["source"] == source)].dropna(subset=["layer"])
+            seeds = line.pivot_table(index="layer", columns="seed", values="score")
+            places, values = np.arange(len(seeds)), seeds.to_numpy()
+            style = {"label": stage} if source == "probe" else {"ls": ":"}
+            axis.plot(places, values.mean(axis=1), color=COLOURS[stage], **style)
+            if source == "probe":
+                axis.fill_between(places, values.min(axis=1), values.max(axis=1), color=COLOURS[stage], alpha=0.2, lw=0)
+        for source, style in {"mean": "--", "expert": "-."}.items():
+            if len(floor := here[here["source"] == source]):
+                axis.axhline(floor["score"].mean(), color="black", lw=0.8, ls=style, label=source)
         axis.set_xticks(places, ["vision" if layer == -1 else str(layer) for layer in seeds.index])
-        axis.set_title(target if row == 0 else "")
-        axis.set_ylabel(f"centred cosine\n({probe} probe)" if column == 0 else "")
+        axis.set_title(f"{target}: {METRICS[metric]}" if row == 0 else "")
+        axis.set_ylabel(f"{probe} probe" if column == 0 else "")
         axis.set_xlabel("layer" if row == len(PROBES) - 1 else "")
         axis.grid(alpha=0.3)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=len(STAGES), frameon=False)
+    labels = {
+        text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels.keys(), loc="lower center", ncol=len(labels), frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
 

@@ -60,7 +60,7 @@ def train(out: Path, scenes: Scenes, seed: int, *, effort: float = 1.0, progress
     patches = PatchLesson(llava.vision_tower, scenes, processor)
     captions = CaptionLesson(model, scenes, processor)
     stages = {
-        "tower": Stage(patches, patches, 1800, 2e-3),
+        "tower": Stage(patches, patches, 2400, 2e-3),
         "language": Stage(llava.language_model, CaptionLesson(model, scenes, processor, images=False), 200, 2e-3),
         "projector": Stage(llava.multi_modal_projector, captions, 40, 2e-3),
         # The tower waits: the first, large steps would wash out the shapes, which captions ask for late.
