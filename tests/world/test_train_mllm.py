@@ -151,9 +151,9 @@ def test_captions_grow_with_training_to_name_colours_and_shapes() -> None:
     untrained, early, tuned = (naming(describe(*shipped(name), images), objects) for name in MODELS)
     stranger = naming([HELD_OUT[i - 1].captions[0] for i in range(40)], objects)
     assert tuned.colour_recall > 0.9
-    assert tuned.shape_recall > 0.7
+    assert tuned.shape_recall > 0.75
     assert tuned.colour_precision > 0.9
-    assert tuned.shape_precision > 0.7
+    assert tuned.shape_precision > 0.75
     assert tuned.shape_recall > early.shape_recall + 0.1
     assert early.shape_recall > stranger.shape_recall + 0.1
     assert untrained.shape_recall <= stranger.shape_recall
