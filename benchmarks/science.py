@@ -35,7 +35,7 @@ STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {
 """Name -> model, and what of it gets fresh weights (a seed of its own for each run's seed)."""
 PROBES = {"plain": ProbeSettings(), "positions": ProbeSettings(positions=True)}
 TASKS = {"depth": "da2k", "seg": "annotations/panoptic_val2017.json"}
-"""Task -> its benchmark in the folder of scenes."""
+"""Target with a task -> its benchmark in the folder of scenes."""
 METRICS = {
     "centred_cosine": "centred cosine",
     "explained_variance": "explained variance",
@@ -60,14 +60,14 @@ def main() -> None:
     scenes = options.out / "scenes"
     write_scenes(scenes, options.train, options.val)
     tables = []
-    runs = list(itertools.product(range(options.seeds), PROBES, STAGES))
-    for seed, probe, stage in tqdm(runs, unit="run"):
-        model, fresh = STAGES[stage]
-        folder = options.out / f"{stage.replace(' ', '-')}-{probe}-{seed}"
+    runs = list(itertools.product(options.targets.split(","), range(options.seeds), PROBES, STAGES))
+    for expert, seed, probe, stage in tqdm(runs, unit="run"):
+        target, (model, fresh) = expert.split("=")[0], STAGES[stage]
+        folder = options.out / f"{target}-{stage.replace(' ', '-')}-{probe}-{seed}"
         settings = TrainSettings(
             mllm=model,
             random_weights=fresh,
-            targets=options.targets,
+            targets=expert,
             layers=options.layers,
             images=str(scenes / "train2017"),
             out=str(folder),
@@ -83,9 +83,12 @@ def main() -> None:
         evaluate_similarity(
             folder, EvaluateSettings(images=str(scenes / "val2017"), device="cpu", workers=0), progress=False
         )
-        for task, data in TASKS.items():
-            evaluate_task(folder, task, TaskSettings(data=str(scenes / data), device="cpu", workers=0), progress=False)
-        tables.append(resampled(folder).assign(probe=probe, stage=stage, seed=seed))
+        scored = ["similarity"]
+        if target in TASKS:
+            data = TaskSettings(data=str(scenes / TASKS[target]), device="cpu", workers=0)
+            evaluate_task(folder, target, data, progress=False)
+            scored.append(target)
+        tables.append(resampled(folder, scored).assign(probe=probe, stage=stage, seed=seed))
     scores = pd.concat(tables, ignore_index=True)
     scores.drop(columns="draws").to_csv(options.out / "science.csv", index=False)
     found = compare(scores)
@@ -95,10 +98,10 @@ def main() -> None:
     draw(scores).savefig(options.out / "science.png", dpi=130)
 
 
-def resampled(run: Path) -> pd.DataFrame:
+def resampled(run: Path, evaluations: list[str]) -> pd.DataFrame:
     """Give a run's scores (`METRICS`) by target, metric, source and layer; `draws` are the scores of the resamples."""
     parts = []
-    for evaluation in ("similarity", *TASKS):
+    for evaluation in evaluations:
         rows, draws = resample(read_scores(run, evaluation))
         rows = rows.assign(score=draws[0], draws=list(draws[1:].T))
         parts.append(rows[rows["group"].isna() & (rows["protocol"] == "standard") & rows["metric"].isin(METRICS)])
@@ -140,9 +143,10 @@ def compare(scores: pd.DataFrame) -> pd.DataFrame:
 
 def draw(scores: pd.DataFrame) -> Figure:
     """Draw scores by layer: a column for each target and metric, a row for each kind of probe; bands span the seeds."""
-    columns = [("depth", "centred_cosine"), ("depth", "accuracy"), ("seg", "centred_cosine"), ("seg", "miou")]
-    columns = [*columns, ("gen", "centred_cosine")]
-    figure, axes = plt.subplots(len(PROBES), len(columns), figsize=(16, 6), sharex=True, sharey="col")
+    drawn = scores[scores["metric"] != "explained_variance"]
+    columns = list(drawn[["target", "metric"]].drop_duplicates().itertuples(index=False, name=None))
+    size = 3.2 * len(columns), 6
+    figure, axes = plt.subplots(len(PROBES), len(columns), figsize=size, sharex=True, sharey="col", squeeze=False)
     for (row, probe), (column, (target, metric)) in itertools.product(enumerate(PROBES), enumerate(columns)):
         axis = axes[row, column]
         here = scores[(scores["probe"] == probe) & (scores["target"] == target) & (scores["metric"] == metric)]
