@@ -24,7 +24,7 @@ from innervision.mllm.original import OriginalProcessor, pad_to_square
 from innervision.probes import ProbeBank
 from innervision.study import batches_of
 from innervision.targets import load_targets
-from innervision.targets.paper import resize_positions
+from innervision.targets.paper import own_part, resize_positions
 from innervision.train import fit
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_gen, save_tiny_seg
@@ -268,3 +268,24 @@ def test_there_is_no_other_preset() -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--preset", "paper-pose", "--mllm", "a", "--images", "b", "--out", "c"])
     assert stop.value.code == 2
+
+
+def test_seg_is_decoded_in_the_images_own_aspect(picture: Image.Image, tmp_path: Path) -> None:
+    [target] = load_targets([f"seg={save_tiny_seg(tmp_path / 'seg')}"], device="cpu", head=True, protocol="paper")
+    pictures = [picture.resize((96, 64)), picture.resize((64, 80)), picture.resize((96, 64)).rotate(180)]
+    target.preparer.processor.size = {"shortest_edge": 160, "longest_edge": 266}
+    together = target.context(pictures)
+    features = torch.randn(3, target.num_tokens, target.width, generator=torch.Generator().manual_seed(0))
+    decoded = target.decode(features, together)
+    for row, (image, aspect) in enumerate(zip(pictures, (240 / 160, 160 / 200, 240 / 160), strict=True)):
+        pixels = target.prepare([image])
+        assert pixels.shape[-1] / pixels.shape[-2] == pytest.approx(aspect)
+        alone = target.context(pixels)
+        torch.testing.assert_close(together.features[row], alone.features[0], atol=1e-5, rtol=0)
+        for found, expected in zip((*together.given, together.output), (*alone.given, alone.output), strict=True):
+            torch.testing.assert_close(own_part(found[row]), expected[0], atol=1e-5, rtol=0)
+        expected = target.decode(features[row : row + 1], alone)[0]
+        torch.testing.assert_close(own_part(decoded[row]), expected, atol=1e-5, rtol=0)
+        assert not expected.isnan().any()
+    rows, columns = own_part(decoded[0]).shape[-2:]
+    assert columns > rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ class PaperPreparer(Preparer):
     """Resizes with Pillow, which rounds to 8 bits each time, in place of one step on tensors."""
 
     squash: bool = True
-    """Whether the image is squashed first, to `width` and `height`, bicubically; else the processor resizes and crops
-    it by its own rule."""
+    """Whether the image is squashed first, to `width` and `height`, bicubically; else the processor resizes (and
+    crops, if it does so) by its own rule. Images that then differ in size are joined by `join_maps`."""
     reverse_colours: bool = False
     """Whether the channels are in the order BGR, while the statistics stay those of RGB."""
 
@@ -26,14 +27,25 @@ class PaperPreparer(Preparer):
         if self.squash:
             images = [image.resize((self.width, self.height)) for image in images]
         arrays = [np.array(image)[..., :: -1 if self.reverse_colours else 1].copy() for image in images]
-        pixels = self.processor(
-            images=arrays,
-            input_data_format="channels_last",
-            do_resize=self.resize_again or not self.squash,
-            do_center_crop=not self.squash,
-            return_tensors="pt",
-        )["pixel_values"]
-        return pixels.float()
+        sizing: Any = {"do_resize": self.resize_again, "do_center_crop": False} if self.squash else {}
+        single = [  # one by one, since processors fill up a batch of different sizes
+            self.processor(images=[array], input_data_format="channels_last", return_tensors="pt", **sizing)
+            for array in arrays
+        ]
+        return join_maps([output["pixel_values"][0] for output in single]).float()
+
+
+def join_maps(maps: Sequence[Tensor]) -> Tensor:
+    """Stack maps (C, h, w) of different sizes, with NaN to the right and below: (B, C, H, W)."""
+    height, width = (max(each.shape[side] for each in maps) for side in (-2, -1))
+    missing = [(0, width - each.shape[-1], 0, height - each.shape[-2]) for each in maps]
+    return torch.stack([nn.functional.pad(each, pad, value=torch.nan) for each, pad in zip(maps, missing, strict=True)])
+
+
+def own_part(joined: Tensor) -> Tensor:
+    """Give the map (C, h, w) that `join_maps` made a part of a batch (C, H, W); at least one cell of it."""
+    height, width = joined[0, :, 0].isfinite().sum(), joined[0, 0].isfinite().sum()
+    return joined[:, : height.clamp(min=1), : width.clamp(min=1)]
 
 
 def resize_positions(positions: Tensor, height: int, width: int) -> Tensor:
