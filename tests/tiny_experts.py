@@ -138,6 +138,9 @@ def save_random_inception(path: Path, seed: int = 0) -> Path:
     nothing.seek(0)
     with _seeded(seed):
         network = Untrained("inception-v3-compat", ["2048"], nothing)
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):  # as they start, the features of all images are nearly the same
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     torch.save(network.state_dict(), path)
     return path
 

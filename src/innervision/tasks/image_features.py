@@ -1,11 +1,9 @@
 """Vision models in whose features sets of images are compared: Inception, as the FID has it, or another."""
 
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image, Resampling
@@ -76,7 +74,13 @@ class InceptionTarget(Target):
             raise InnerVisionError("Inception features need torch-fidelity: pip install 'innervision[gen]'") from error
         file = None if checkpoint.expert == cls.default_expert else Path(checkpoint.expert)
         try:
-            state, checkpoint.revision = _download(URL_INCEPTION_V3) if file is None else _read(file)
+            if file is None:
+                state = torch.hub.load_state_dict_from_url(
+                    URL_INCEPTION_V3, check_hash=True, weights_only=True, map_location="cpu"
+                )
+                checkpoint.revision = Path(URL_INCEPTION_V3).stem  # ends with the start of the SHA-256
+            else:
+                state = torch.load(file, weights_only=True, map_location="cpu")
             # The network unpickles whatever its file holds, so it gets a copy of what was read as weights alone.
             weights = io.BytesIO()
             torch.save(state, weights)
@@ -111,17 +115,3 @@ class Squash:
         """Prepare RGB images of any sizes: pixels (B, 3, side, side), uint8."""
         size = self.side, self.side
         return torch.stack([pil_to_tensor(image.resize(size, Resampling.BICUBIC)) for image in images])
-
-
-def _download(url: str) -> tuple[Any, str]:
-    """Give the weights, and the start of their SHA-256, which their name holds and the download is checked by."""
-    return torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True, map_location="cpu"), Path(
-        url
-    ).stem
-
-
-def _read(file: Path) -> tuple[Any, str]:
-    content = file.read_bytes()
-    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), hashlib.sha256(content).hexdigest()[
-        :16
-    ]
