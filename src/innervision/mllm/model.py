@@ -120,9 +120,9 @@ class MLLM:
             else:
                 require(template is None, f"{name} has a template of its own; leave out template={template}")
                 config = AutoConfig.from_pretrained(folder, **source)
+                if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
+                    raise ValueError(f"a {config.model_type} model is not an image-text model of Transformers")
                 processor = AutoProcessor.from_pretrained(folder, **source)
-            if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
-                raise ValueError(f"a {config.model_type} model is not an image-text model of Transformers")
             if random_weights == "all":
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
