@@ -115,7 +115,8 @@ def plot(parser: ArgumentParser, options: Namespace) -> None:
     """Draw the curves of one or several runs by layer, as PNG and PDF."""
     from innervision.report.figures import plot_curves
 
-    for path in plot_curves([Path(run) for run in options.runs], Path(options.out), options.metrics.split(",")):
+    metrics = options.metrics.split(",") if options.metrics else None
+    for path in plot_curves([Path(run) for run in options.runs], Path(options.out), metrics):
         print(path)
 
 
@@ -133,6 +134,16 @@ def data_da2k(parser: ArgumentParser, options: Namespace) -> None:
     from innervision.data.benchmarks import download_da2k
 
     print(download_da2k(options.out, options.mirror))
+
+
+def compare(parser: ArgumentParser, options: Namespace) -> None:
+    """Say how much one run scores above another on the same images, layer by layer."""
+    from innervision.report.compare import compare
+    from innervision.report.tables import format_table
+
+    difference = compare(Path(options.run), Path(options.other))
+    print(f"{options.run} less {options.other}, over the images that both have\n")
+    print(format_table(difference, difference["target"].unique()))
 
 
 def data_scenes(parser: ArgumentParser, options: Namespace) -> None:
@@ -233,8 +244,17 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     plotter = _leaf(plot)
     plotter.add_argument("runs", nargs="+", metavar="RUN", help="Folders of scored runs; each becomes a curve.")
     plotter.add_argument("--out", required=True, help="Where the figure goes; PNG and PDF are written both.")
-    plotter.add_argument("--metrics", default="cosine,centred_cosine", help="Scores to draw, one row of panels each.")
+    plotter.add_argument(
+        "--metrics",
+        type=str | None,
+        help="Scores to draw, one row of panels each, such as cosine,accuracy; by default what the runs have.",
+    )
     commands.add_subcommand("plot", plotter, help=plot.__doc__)
+
+    comparer = _leaf(compare)
+    comparer.add_argument("run", help="Folder of a scored run.")
+    comparer.add_argument("other", help="Folder of the run that is taken from it.")
+    commands.add_subcommand("compare", comparer, help=compare.__doc__)
 
     data = ArgumentParser(description="Make, fetch or convert data.")
     commands.add_subcommand("data", data, help=data.description)
@@ -285,6 +305,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
         "import": import_probes,
         **{f"evaluate {name}": partial(evaluate_task, name) for name in task_names()},
         "plot": plot,
+        "compare": compare,
         "data coco": data_coco,
         "data da2k": data_da2k,
         "data scenes": data_scenes,

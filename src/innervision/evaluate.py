@@ -45,7 +45,8 @@ def evaluate_similarity(
 
     Arguments and errors: see `evaluate`.
     """
-    return evaluate(path, Similarity(settings), overwrite=overwrite, mllm=mllm, targets=targets, progress=progress)
+    evaluation = Similarity(settings, RunFolder(path).settings().protocol)
+    return evaluate(path, evaluation, overwrite=overwrite, mllm=mllm, targets=targets, progress=progress)
 
 
 def evaluate_task(

@@ -1,8 +1,8 @@
-"""Curves over layers, fit to print: a panel per target and metric, a line per run, intervals and floors."""
+"""Curves over layers, fit to print: a panel per target and metric, a line per run, intervals, floors and ceilings."""
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,22 @@ from numpy.typing import NDArray
 
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.report.tables import read_scores, summarize
+from innervision.report.tables import METRICS, read_scores, summarize
 
 AXIS_LABELS = {
-    "cosine": "cosine similarity",
-    "token_cosine": "cosine similarity per token",
-    "centred_cosine": "centred cosine similarity",
-    "explained_variance": "explained variance",
+    "cosine": "cosine similarity\n(higher is better)",
+    "token_cosine": "cosine similarity per token\n(higher is better)",
+    "centred_cosine": "centred cosine similarity\n(higher is better)",
+    "explained_variance": "explained variance\n(higher is better)",
+    "accuracy": "accuracy over point pairs\n(higher is better)",
+    "ties": "share of ties\n(lower is better)",
+    "miou": "mIoU\n(higher is better)",
+    "pixel_accuracy": "pixel accuracy\n(higher is better)",
 }
+
+SIMILARITY = ("cosine", "centred_cosine")
+"""Metrics of similarity that are drawn where none is named: `cosine` is what others published, but the mean feature
+alone scores high on it; `centred_cosine` counts only what the mean does not say."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """One per run: the palette of Okabe and Ito (2008), made for colour-blind readers, less its pale yellow."""
@@ -36,7 +44,9 @@ GREY = "#666666"
 
 LEVELS: dict[str, tuple[Any, str]] = {
     "mean": ("--", "mean feature (no MLLM)"),
-    "expert": ("-.", "the expert itself"),
+    "zero": ((0, (6, 1, 1, 1, 1, 1)), "zero feature (no MLLM)"),
+    "expert": ("-.", "the expert's own features"),
+    "plain": ((0, (8, 1)), "the expert as it is"),
 }
 """Sources that have one score for all layers: their line's style and name."""
 
@@ -62,7 +72,7 @@ STYLE: dict[Any, Any] = {
 def plot_curves(
     runs: Sequence[Path],
     out: Path,
-    metric: str | Sequence[str] = ("cosine", "centred_cosine"),
+    metric: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
 ) -> list[Path]:
     """Draw `curves_figure` to a PNG (300 dpi) and a PDF, and give their paths.
@@ -85,18 +95,19 @@ def plot_curves(
 
 def curves_figure(
     runs: Sequence[Path],
-    metric: str | Sequence[str] = ("cosine", "centred_cosine"),
+    metric: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw similarity over layers: a column of panels per target, a row per metric, a line per run.
+    """Draw scores over layers: a column of panels per target, a row per metric, a line per run.
 
-    Two metrics by default: `cosine` is what others published, but the mean feature alone scores high on it;
-    `centred_cosine` counts only what the mean does not say.
+    Where no metric is named, all that the runs have been scored by is drawn: two metrics of similarity, and below
+    them the main metric of each target's task.
 
     The decoder layers stand at their numbers; the vision tower's output ("vision") and the embeddings that
     enter the decoder ("emb") stand apart at their left. Bands and bars are 95% intervals over images. Floors
-    are the same probe's score for another image (dotted) and the mean feature (dashed; grey where it is the
-    same for all runs). A cross at the bottom marks a layer whose scores are not all finite.
+    are the same probe's score for another image (dotted) and a feature that needs no MLLM (dashed); ceilings are the
+    expert's own features and the expert as it is. They are grey where they are the same for all runs. A cross at the
+    bottom marks a layer whose scores are not all finite.
 
     A run goes by its label, else by its MLLM, and by its folder too where two runs share the MLLM.
 
@@ -104,22 +115,25 @@ def curves_figure(
         InnerVisionError: a run or its scores are missing, a run has no scores of a metric, there are more
             than seven lines, or not as many labels as runs.
     """
-    metrics = [metric] if isinstance(metric, str) else list(metric)
-    curves, targets = _read_curves(runs, metrics, labels)
+    curves, targets, rows = _read_curves(runs, [metric] if isinstance(metric, str) else metric, labels)
     depth = max(int(curve.summary["layer"].max()) for curve in curves)
     with matplotlib.rc_context(STYLE):
-        size = (max(3.3, 2.25 * len(targets)), 1.75 * len(metrics) + 0.4)
+        size = (max(3.3, 2.25 * len(targets)), 1.75 * len(rows) + 0.4)
         figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(metrics), len(targets), sharex=True, squeeze=False)
-        for row, name in zip(panels, metrics, strict=True):
-            for panel, target in zip(row, targets, strict=True):
+        panels = figure.subplots(len(rows), len(targets), sharex=True, squeeze=False)
+        for target, column in zip(targets, panels.T, strict=True):
+            column[0].set_title(target)
+            shown = [(panel, row[target]) for panel, row in zip(column, rows, strict=True) if target in row]
+            for panel, name in shown:
                 _draw_panel(panel, curves, target, name, depth)
-            label = AXIS_LABELS.get(name)
-            row[0].set_ylabel(f"{label}\n(higher is better)" if label else name)
-        for panel, target in zip(panels[0], targets, strict=True):
-            panel.set_title(target)
-        for panel in panels[-1]:
-            panel.set_xlabel("decoder layer")
+            shown[-1][0].set_xlabel("decoder layer")
+            shown[-1][0].tick_params(labelbottom=True)
+        for row, names in zip(panels, rows, strict=True):
+            for i, (target, panel) in enumerate(zip(targets, row, strict=True)):
+                if target not in names:
+                    panel.axis("off")
+                elif i == 0 or len(set(names.values())) > 1:
+                    panel.set_ylabel(AXIS_LABELS.get(names[target], names[target]))
         _add_legend(figure, curves)
     return figure
 
@@ -141,31 +155,56 @@ class Curve:
 
 
 def _read_curves(
-    runs: Sequence[Path], metrics: list[str], labels: Sequence[str] | None
-) -> tuple[list[Curve], list[str]]:
-    """Give a curve per run and protocol, and all their targets in the order of the score tables."""
+    runs: Sequence[Path], metrics: Sequence[str] | None, labels: Sequence[str] | None
+) -> tuple[list[Curve], list[str], list[dict[str, str]]]:
+    """Give a curve per run and protocol, their targets in the order of the tables, and by row each target's metric."""
     if labels is not None and len(labels) != len(runs):
         raise InnerVisionError(f"{len(labels)} labels for {len(runs)} runs. Give one label per run, or none.")
-    summaries: list[pd.DataFrame] = []
-    targets: list[str] = []
-    for run in runs:
-        scores = read_scores(run)
-        known = scores["metric"].unique()
-        for name in metrics:
-            if name not in known:
-                raise InnerVisionError(f"{run} has no scores of the metric {name!r}, only of: {', '.join(known)}")
-        scores = scores[scores["metric"].isin(metrics)]
-        summaries.append(summarize(scores))
-        targets += [target for target in scores["target"].unique() if target not in targets]
-
     curves: list[Curve] = []
-    for label, summary in zip(labels or _default_labels(runs), summaries, strict=True):
-        for protocol, rows in summary.groupby("protocol"):
+    rows: dict[str, dict[str, str]] = {name: {} for name in metrics or (*SIMILARITY, "task")}
+    targets: list[str] = []
+    for label, run in zip(labels or _default_labels(runs), runs, strict=True):
+        tables = {path.stem: read_scores(run, path.stem) for path in sorted((run / "scores").glob("*.parquet"))}
+        targets += [target for scores in tables.values() for target in scores["target"].unique()]
+        if not tables:
+            read_scores(run)  # says what is missing
+        known = list(dict.fromkeys(name for scores in tables.values() for name in scores["metric"].unique()))
+        if missing := [name for name in metrics or () if name not in known]:
+            raise InnerVisionError(f"{run} has no scores of the metric {missing[0]!r}, only of: {', '.join(known)}")
+        for name in metrics or SIMILARITY:
+            rows[name] |= dict.fromkeys(_targets(tables, name), name)
+        if metrics is None:
+            tasks = {name: scores for name, scores in tables.items() if name != "similarity"}
+            main = [(target, name) for name in METRICS for target in _targets(tasks, name)]
+            rows["task"] |= dict(reversed(main))
+        names = {name for row in rows.values() for name in row.values()}
+        summary = pd.concat(
+            [summarize(scores[scores["metric"].isin(names)]) for scores in tables.values() if _has(scores, names)]
+        )
+        summary = summary[summary["group"].isna()]
+        for protocol in _protocols(run, tables):
             if len(curves) == len(COLORS):
                 raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
             name = label if protocol == "standard" else f"{label}, {protocol} protocol"
-            curves.append(Curve(name, COLORS[len(curves)], rows))
-    return curves, targets
+            curves.append(Curve(name, COLORS[len(curves)], summary[summary["protocol"] == protocol]))
+    drawn = [row for row in rows.values() if row]
+    return curves, sorted({target for row in drawn for target in row}, key=targets.index), drawn
+
+
+def _targets(tables: Mapping[str, pd.DataFrame], metric: str) -> list[str]:
+    """Name the targets that have scores of a metric."""
+    return [target for scores in tables.values() for target in scores[scores["metric"] == metric]["target"].unique()]
+
+
+def _has(scores: pd.DataFrame, metrics: set[str]) -> bool:
+    return bool(scores["metric"].isin(metrics).any())
+
+
+def _protocols(run: Path, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Name the protocols to draw: tasks score by several, of which the run's own counts."""
+    if "similarity" in tables:
+        return sorted(tables["similarity"]["protocol"].unique())
+    return [yaml.safe_load((run / "run.yaml").read_text()).get("protocol", "standard")]
 
 
 def _default_labels(runs: Sequence[Path]) -> list[str]:

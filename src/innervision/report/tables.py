@@ -181,7 +181,7 @@ def _format_groups(rows: pd.DataFrame, lines: list[Line]) -> Iterator[str]:
     """Write the scores of each group beside each other, metric by metric."""
     for metric in _in_order(rows["metric"], METRICS):
         groups = rows[rows["metric"] == metric].groupby("group")
-        if groups.ngroups > MOST_GROUPS:
+        if not 1 < groups.ngroups <= MOST_GROUPS:
             continue
         blocks = []
         for name, scores in groups:

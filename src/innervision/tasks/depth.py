@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from innervision.config import PAPER_DEPTH, TaskSettings
+from innervision.config import PAPER_DEPTH, Protocol, TaskSettings
 from innervision.data.da2k import PointPairs, read_da2k
 from innervision.metrics.pairs import paper_sample, paper_verdicts, sample, verdicts
 from innervision.tasks.evaluation import Scores
@@ -62,16 +62,16 @@ class Depth(Task):
                 for depth, truth in zip(maps, truths, strict=True)
             ]
         )
-        groups = [truth.pairs.scene_type for truth in truths]
-        scores = []
-        for metric, right, protocol in (
-            ("accuracy", found.right, "standard"),
-            ("ties", found.tied, "standard"),
-            ("accuracy", torch.from_numpy(paper), "paper"),
-        ):
-            share = torch.stack([part.double().mean() for part in right.split(count)])
-            weights = torch.tensor(count).double()
-            scores.append(Scores(metric, share, weights, protocol=protocol))
-            if any(groups):
-                scores.append(Scores(metric, share, weights, groups, protocol=protocol))
-        return scores
+        scene_types = [truth.pairs.scene_type for truth in truths]
+        weights = torch.tensor(count).double()
+        scores: list[Scores] = []
+
+        def share(pairs: Tensor) -> Tensor:
+            return torch.stack([part.double().mean() for part in pairs.split(count)])
+
+        right: dict[Protocol, Tensor] = {"standard": share(found.right), "paper": share(torch.from_numpy(paper))}
+        for protocol, accuracy in right.items():
+            scores.append(Scores("accuracy", accuracy, weights, protocol=protocol))
+            if any(scene_types):
+                scores.append(Scores("accuracy", accuracy, weights, scene_types, protocol=protocol))
+        return [*scores, Scores("ties", share(found.tied), weights)]

@@ -44,7 +44,7 @@ class Scores:
     """Of each value the part of the score that it belongs to, such as a class or a type of scene."""
     labels: Sequence[int] | Tensor | None = None
     """Of each value the index of its label; None = one value for each label."""
-    protocol: str = "standard"
+    protocol: Protocol = "standard"
 
 
 @dataclass

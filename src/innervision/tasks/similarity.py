@@ -24,12 +24,13 @@ class Similarity(Evaluation):
     head = False
     weighted = False
     paper = PAPER_SIMILARITY
+    settings: EvaluateSettings
 
-    def __init__(self, settings: EvaluateSettings) -> None:
-        """Find the images."""
+    def __init__(self, settings: EvaluateSettings, protocol: Protocol = "standard") -> None:
+        """Find the images; the scores bear the name of the protocol."""
         self.settings = settings
         self.images = find_images(settings.images)
-        self.source = settings.images
+        self.protocol = protocol
 
     def choose(self, targets: Sequence[str]) -> list[str]:
         """Take all targets. See `Evaluation.choose`."""
@@ -37,7 +38,7 @@ class Similarity(Evaluation):
 
     def plan(self) -> dict[str, Any]:
         """Name the images. See `Evaluation.plan`."""
-        return {"images": self.source}
+        return {"images": self.settings.images}
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Take any expert. See `Evaluation.prepare`."""
