@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.report.tables import METRICS, read_scores, summarize
+from innervision.report.tables import METRICS, in_order, read_scores, summarize
 
 AXIS_LABELS = {
     "cosine": "cosine similarity\n(higher is better)",
@@ -31,6 +31,11 @@ AXIS_LABELS = {
     "ties": "share of ties\n(lower is better)",
     "miou": "mIoU\n(higher is better)",
     "pixel_accuracy": "pixel accuracy\n(higher is better)",
+    "fid": "FID\n(lower is better)",
+    "kid": "KID × 1000\n(lower is better)",
+    "frechet": "Fréchet distance{model}\n(lower is better)",
+    "kernel": "kernel distance × 1000{model}\n(lower is better)",
+    "image_cosine": "image cosine{model}\n(higher is better)",
 }
 
 SIMILARITY = ("cosine", "centred_cosine")
@@ -133,7 +138,7 @@ def curves_figure(
                 if target not in names:
                     panel.axis("off")
                 elif i == 0 or len(set(names.values())) > 1:
-                    panel.set_ylabel(AXIS_LABELS.get(names[target], names[target]))
+                    panel.set_ylabel(_axis_label(names[target]))
         _add_legend(figure, curves)
     return figure
 
@@ -175,7 +180,8 @@ def _read_curves(
             rows[name] |= dict.fromkeys(_targets(tables, name), name)
         if metrics is None:
             tasks = {name: scores for name, scores in tables.items() if name != "similarity"}
-            main = [(target, name) for name in METRICS for target in _targets(tasks, name)]
+            found = [name for scores in tasks.values() for name in scores["metric"].unique()]
+            main = [(target, name) for name in in_order(found, METRICS) for target in _targets(tasks, name)]
             rows["task"] |= dict(reversed(main))
         names = {name for row in rows.values() for name in row.values()}
         summary = pd.concat(
@@ -189,6 +195,11 @@ def _read_curves(
             curves.append(Curve(name, COLORS[len(curves)], summary[summary["protocol"] == protocol]))
     drawn = [row for row in rows.values() if row]
     return curves, sorted({target for row in drawn for target in row}, key=targets.index), drawn
+
+
+def _axis_label(metric: str) -> str:
+    key, _, model = metric.partition(":")
+    return AXIS_LABELS.get(key, metric).replace("{model}", f" ({model})" if model else "")
 
 
 def _targets(tables: Mapping[str, pd.DataFrame], metric: str) -> list[str]:

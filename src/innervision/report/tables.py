@@ -149,15 +149,15 @@ def format_table(summary: pd.DataFrame, targets: Iterable[str]) -> str:
     tables = [
         _format_protocol(table[table["protocol"] == protocol])
         for table in chosen
-        for protocol in _in_order(table["protocol"], ["standard"])
+        for protocol in in_order(table["protocol"], ["standard"])
     ]
     return "\n\n".join([*tables, _explain(pd.concat(chosen))])
 
 
 def _format_protocol(table: pd.DataFrame) -> str:
     rows = table[table["group"].isna()]
-    metrics = _in_order(rows["metric"], METRICS)
-    sources = _in_order(rows["source"], SOURCES)
+    metrics = in_order(rows["metric"], METRICS)
+    sources = in_order(rows["source"], SOURCES)
     layers = _layers(rows)
     images = f"{rows['images'].min():,}"
     if rows["images"].nunique() > 1:
@@ -179,7 +179,7 @@ def _format_protocol(table: pd.DataFrame) -> str:
 
 def _format_groups(rows: pd.DataFrame, lines: list[Line]) -> Iterator[str]:
     """Write the scores of each group beside each other, metric by metric."""
-    for metric in _in_order(rows["metric"], METRICS):
+    for metric in in_order(rows["metric"], METRICS):
         groups = rows[rows["metric"] == metric].groupby("group")
         if not 1 < groups.ngroups <= MOST_GROUPS:
             continue
@@ -195,7 +195,7 @@ def _format_groups(rows: pd.DataFrame, lines: list[Line]) -> Iterator[str]:
 
 def _explain(rows: pd.DataFrame) -> str:
     """Say what the words of the tables mean."""
-    notes = {source: SOURCES.get(source, "") for source in _in_order(rows["source"], SOURCES)}
+    notes = {source: SOURCES.get(source, "") for source in in_order(rows["source"], SOURCES)}
     notes["[low, high]"] = "95% interval of the mean over the images (bootstrap)"
     layers = _layers(rows)
     decoder = [layer for layer in layers if layer >= 1]
@@ -203,7 +203,7 @@ def _explain(rows: pd.DataFrame) -> str:
         notes["vision, 0"] = "the output of the vision tower, and the embeddings that enter the decoder"
     if decoder:
         notes["avg"] = f"average over the decoder layers, {decoder[0]} to {decoder[-1]}"
-    keys = [metric.partition(":")[0] for metric in _in_order(rows["metric"], METRICS)]
+    keys = [metric.partition(":")[0] for metric in in_order(rows["metric"], METRICS)]
     notes |= dict(METRICS[key] for key in keys if key in METRICS)
     return "\n".join(f"{name:<18}  {meaning}" for name, meaning in notes.items())
 
@@ -255,7 +255,7 @@ def _side_by_side(labels: list[str], blocks: list[list[str]]) -> str:
     return "\n\n".join("\n".join("  ".join(line).rstrip() for line in zip(*table, strict=True)) for table in tables)
 
 
-def _in_order(names: pd.Series, known: Iterable[str]) -> list[str]:
+def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Give the distinct names: the known ones in their order, then the others by the alphabet."""
     rank = {name: number for number, name in enumerate(known)}
     return sorted(set(names), key=lambda name: (rank.get(name.partition(":")[0], len(rank)), name))
