@@ -47,6 +47,7 @@ class Part(NamedTuple):
 PARTS: dict[str, Part] = {
     "depth": Part("train_depth", ("depth",)),
     "seg": Part("train_seg", ("seg",)),
+    "gen": Part("train_gen", ("gen",)),
     "mllm": Part("train_mllm", ("untrained", "early", "tuned")),
 }
 """Name -> part, in the order of training; a part may use the models of those before it in the same folder."""
