@@ -18,7 +18,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from innervision import EvaluateSettings, ProbeSettings, TrainSettings, evaluate_similarity, fit
+from innervision import (
+    MLLM,
+    EvaluateSettings,
+    ProbeSettings,
+    Target,
+    TrainSettings,
+    evaluate_similarity,
+    fit,
+    load_targets,
+)
 from innervision.config import TaskSettings
 from innervision.evaluate import evaluate_task
 from innervision.report.resample import interval_of, resample
@@ -59,36 +68,33 @@ def main() -> None:
 
     scenes = options.out / "scenes"
     write_scenes(scenes, options.train, options.val)
+    experts = options.targets.split(",")
     tables = []
-    runs = list(itertools.product(options.targets.split(","), range(options.seeds), PROBES, STAGES))
-    for expert, seed, probe, stage in tqdm(runs, unit="run"):
-        target, (model, fresh) = expert.split("=")[0], STAGES[stage]
-        folder = options.out / f"{target}-{stage.replace(' ', '-')}-{probe}-{seed}"
-        settings = TrainSettings(
-            mllm=model,
-            random_weights=fresh,
-            targets=expert,
-            layers=options.layers,
-            images=str(scenes / "train2017"),
-            out=str(folder),
-            probe=PROBES[probe],
-            epochs=options.epochs,
-            batch_size=8,
-            lr=2e-3,
-            seed=seed,
-            device="cpu",
-            workers=0,
-        )
-        fit(settings, resume=RunFolder(folder).yaml.exists(), progress=False)
-        evaluate_similarity(
-            folder, EvaluateSettings(images=str(scenes / "val2017"), device="cpu", workers=0), progress=False
-        )
-        scored = ["similarity"]
-        if target in TASKS:
-            data = TaskSettings(data=str(scenes / TASKS[target]), device="cpu", workers=0)
-            evaluate_task(folder, target, data, progress=False)
-            scored.append(target)
-        tables.append(resampled(folder, scored).assign(probe=probe, stage=stage, seed=seed))
+    with tqdm(total=len(experts) * options.seeds * len(STAGES) * len(PROBES), unit="run") as bar:
+        for expert in experts:
+            targets = load_targets([expert], device="cpu", head=True)
+            for seed, stage in itertools.product(range(options.seeds), STAGES):
+                model, fresh = STAGES[stage]
+                mllm = MLLM.load(model, random_weights="all" if fresh == "all" else False, seed=seed, device="cpu")
+                for name, probe in PROBES.items():
+                    settings = TrainSettings(
+                        mllm=model,
+                        random_weights=fresh,
+                        targets=expert,
+                        layers=options.layers,
+                        images=str(scenes / "train2017"),
+                        out=str(options.out / f"{targets[0].name}-{stage.replace(' ', '-')}-{name}-{seed}"),
+                        probe=probe,
+                        epochs=options.epochs,
+                        batch_size=8,
+                        lr=2e-3,
+                        seed=seed,
+                        device="cpu",
+                        workers=0,
+                    )
+                    scores = train_and_score(settings, mllm, targets, scenes)
+                    tables.append(scores.assign(probe=name, stage=stage, seed=seed))
+                    bar.update()
     scores = pd.concat(tables, ignore_index=True)
     scores.drop(columns="draws").to_csv(options.out / "science.csv", index=False)
     found = compare(scores)
@@ -98,11 +104,20 @@ def main() -> None:
     draw(scores).savefig(options.out / "science.png", dpi=130)
 
 
-def resampled(run: Path, evaluations: list[str]) -> pd.DataFrame:
+def train_and_score(settings: TrainSettings, mllm: MLLM, targets: list[Target], scenes: Path) -> pd.DataFrame:
     """Give a run's scores (`METRICS`) by target, metric, source and layer; `draws` are the scores of the resamples."""
+    run = RunFolder(settings.out)
+    fit(settings, resume=run.yaml.exists(), mllm=mllm, targets=targets, progress=False)
+    images = EvaluateSettings(images=str(scenes / "val2017"), device="cpu", workers=0)
+    evaluate_similarity(run.path, images, mllm=mllm, targets=targets, progress=False)
+    evaluations = ["similarity"]
+    if (task := targets[0].name) in TASKS:
+        data = TaskSettings(data=str(scenes / TASKS[task]), device="cpu", workers=0)
+        evaluate_task(run.path, task, data, mllm=mllm, targets=targets, progress=False)
+        evaluations.append(task)
     parts = []
     for evaluation in evaluations:
-        rows, draws = resample(read_scores(run, evaluation))
+        rows, draws = resample(read_scores(run.path, evaluation))
         rows = rows.assign(score=draws[0], draws=list(draws[1:].T))
         parts.append(rows[rows["group"].isna() & (rows["protocol"] == "standard") & rows["metric"].isin(METRICS)])
     return pd.concat(parts, ignore_index=True)[["target", "metric", "source", "layer", "score", "draws"]]
