@@ -1,16 +1,10 @@
-"""A trained run of tiny real models with benchmarks for both tasks, in a folder; and two ways to score it.
+"""A trained run of tiny real models with benchmarks for both tasks, in a folder; and a script that scores it.
 
 python task_runs.py evaluate FOLDER RUN TASK     (also under torchrun)
-python task_runs.py kill FOLDER RUN TASK N       begins N times and is killed at a random point, then ends it
 """
 
 import json
-import os
-import random
-import shutil
-import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -110,34 +104,9 @@ def evaluate(root: Path, run: Path, task: str, models: tuple[MLLM, list[Target]]
     )
 
 
-def kill_and_resume(root: Path, run: Path, task: str, times: int) -> None:
-    """Begin the evaluation `times` times in a child process, which is killed at a random point; then end it."""
-    models = load_mllm(root), load_targets(root)
-    whole = shutil.copytree(run, run.with_name(f"{run.name}-whole"))
-    began = time.perf_counter()
-    evaluate(root, whole, task, models)
-    seconds = time.perf_counter() - began
-    dice, killed = random.Random(0), 0
-    for _ in range(times):
-        if not (child := os.fork()):
-            evaluate(root, run, task, models)
-            os._exit(0)
-        # early enough that the work lasts for many kills
-        time.sleep(dice.uniform(0, 0.4 * seconds))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        killed += os.WIFSIGNALED(status)
-    parts = len(list((run / "scores").glob(f".{task}/*.parquet")))
-    evaluate(root, run, task, models)
-    print(json.dumps({"killed": killed, "parts": parts}))
-
-
 if __name__ == "__main__":
     import torch
 
-    torch.set_num_threads(1)  # a forked child must not wait for threads that it does not have
-    command, root, run, task, *rest = sys.argv[1:]
-    if command == "evaluate":
-        print(evaluate(Path(root), Path(run), task))
-    else:
-        kill_and_resume(Path(root), Path(run), task, int(rest[0]))
+    torch.set_num_threads(1)  # several processes share the machine
+    _, root, run, task = sys.argv[1:]
+    print(evaluate(Path(root), Path(run), task))

@@ -211,13 +211,3 @@ def test_two_processes_write_the_table_of_one(world: World, run: Path, tmp_path:
     assert json.loads((run / f"scores/{task}.json").read_text()) == json.loads(
         (alone / f"scores/{task}.json").read_text()
     )
-
-
-def test_killed_twenty_times_it_ends_with_the_same_table(world: World, run: Path) -> None:
-    found = json.loads(start(SCRIPT, "kill", world.root, run, "depth", 20).splitlines()[-1])
-    assert found["killed"] >= 10  # the others were done before
-    whole = run.with_name("run-whole")
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(run / "scores/depth.parquet"), pd.read_parquet(whole / "scores/depth.parquet")
-    )
-    assert sorted(path.name for path in (run / "scores").iterdir()) == ["depth.json", "depth.parquet"]
