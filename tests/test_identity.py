@@ -9,7 +9,8 @@ from innervision.errors import InnerVisionError
 from innervision.identity import fingerprint, identify, locate
 from innervision.mllm import MLLM
 from innervision.targets import load_targets
-from innervision.world.random_models import save_depth, save_llava
+from tiny_experts import save_tiny_depth
+from tiny_mllms import save_tiny
 
 
 @pytest.fixture
@@ -36,9 +37,8 @@ def test_the_error_lists_the_models_that_there_are(models: Path, name: str) -> N
 
 
 def test_loaders_take_the_name_and_keep_it_with_the_folders_fingerprint(models: Path) -> None:
-    (models / "tuned").mkdir()
-    save_llava(models / "tuned")
-    save_depth(models / "depth")
+    save_tiny("llava", models / "tuned")
+    save_tiny_depth(models / "depth")
     mllm = MLLM.load("world/tuned", device="cpu")
     assert (mllm.name, mllm.revision) == ("world/tuned", fingerprint(models / "tuned"))
     (target,) = load_targets(["depth=world/depth"], device="cpu")

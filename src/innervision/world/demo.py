@@ -1,81 +1,129 @@
-"""The demo: train, score and draw on images and models that come with the package.
+"""The demo: train, score, decode and draw on images and models that come with the package.
 
 innervision demo --out runs/demo
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings
-from innervision.evaluate import evaluate_similarity
+import numpy as np
+from numpy.typing import NDArray
+
+from innervision.config import DrawSettings, EvaluateSettings, GenSettings, ProbeSettings, TaskSettings, TrainSettings
+from innervision.data import read_image
+from innervision.decode import decode_layers
+from innervision.evaluate import evaluate_similarity, evaluate_task
 from innervision.report.figures import plot_curves
+from innervision.report.picture import draw_layers
 from innervision.report.tables import format_table, read_scores, summarize
 from innervision.run import RunFolder
+from innervision.targets import load_targets
+from innervision.targets.gen import GenTarget
 from innervision.train import fit
-from innervision.world.dataset import write_scenes
-from innervision.world.random_models import SIZE, save_models
+from innervision.world.dataset import FIRST_INDEX, write_scenes
+from innervision.world.scenes import CATEGORIES, Scene, render
 
-PROBES = {
-    "resampler": ("a random LLaVA", ProbeSettings()),
-    "positions": ("a random LLaVA, with positions", ProbeSettings(positions=True)),
-}
-"""The runs of the demo: folder, label in the figure, and probe."""
+RUNS = ("tuned", "untrained")
+"""The MLLMs of the package whose layers are read, which are also the names of their runs."""
+EVALUATIONS = ("similarity", "depth", "seg", "gen")
+TARGETS = "depth=world/depth,seg=world/seg,gen=world/gen"
+SIZE = 112
+DRAW: dict[str, Any] = {"steps": 5, "guidance": 1.0}
+"""How images are drawn: quickly."""
 
 
 def run_demo(out: Path) -> None:
-    """Show the tool at work from images to curves in a few minutes on two CPU cores, without a download.
+    """Show the tool at work, from images to curves and a picture, in a few minutes on two CPU cores.
 
     A call that was interrupted goes on where it stopped; what is finished is left as it is.
 
     Args:
-        out: folder of the demo's scenes, models, runs and figure; made if it does not exist.
+        out: folder of the demo's scenes, runs and figures; made if it does not exist.
 
     Raises:
         InnerVisionError: the folder holds something else, or the disk is full.
     """
-    demonstrate(out, train=192, val=48, epochs=2)
+    demonstrate(out, train=768, val=64, epochs=4)
 
 
 def demonstrate(out: Path, train: int, val: int, epochs: int, *, progress: bool = True) -> list[Path]:
-    """Run the demo on `train` and `val` scenes, and give the paths of its figure. See `run_demo`."""
+    """Run the demo on `train` and `val` scenes, and give the paths of its figures. See `run_demo`."""
     print(
-        "The models of this demo are tiny and have random weights: its curves show how the tool works,\n"
-        "not what any real model sees.\n",
+        """\
+Tiny models that were trained on synthetic scenes: world/tuned has learnt to describe them, world/untrained is a random
+language model behind the same vision tower. Probes on every layer predict what three vision experts see. They are told
+each token's place (probe.positions), which the paper's probe is not.
+""",
         flush=True,
     )
-    scenes, runs = out / "scenes", out / "runs"
+    scenes, runs = out / "scenes", [out / "runs" / name for name in RUNS]
     write_scenes(scenes, train, val, size=SIZE, progress=progress)
-    models = save_models(out / "models")
-    for name, (label, probe) in PROBES.items():
-        print(f"\nprobes of the run {name}: {label}", flush=True)
+    images = str(scenes / "val2017")
+    tasks = {
+        "depth": TaskSettings(data=str(scenes / "da2k"), workers=0),
+        "seg": TaskSettings(data=str(scenes / "annotations/panoptic_val2017.json"), workers=0),
+        "gen": GenSettings(data=images, features="gen=world/gen", workers=0, **DRAW),
+    }
+    for name, run in zip(RUNS, runs, strict=True):
+        print(f"\nworld/{name}", flush=True)
         settings = TrainSettings(
-            mllm=str(models["llava"]),
-            targets=",".join(f"{target}={models[target]}" for target in ("depth", "seg", "gen")),
+            mllm=f"world/{name}",
+            targets=TARGETS,
             images=str(scenes / "train2017"),
-            out=str(runs / name),
-            probe=probe,
+            out=str(run),
+            probe=ProbeSettings(positions=True),
             epochs=epochs,
-            batch_size=4,
-            micro_batch_size=4,
+            batch_size=8,
             lr=3e-3,
             device="cpu",  # the same curves everywhere
             workers=0,
         )
-        fit(settings, resume=RunFolder(settings.out).yaml.exists(), progress=progress)
-        evaluate_similarity(
-            settings.out, EvaluateSettings(images=str(scenes / "val2017"), workers=0), progress=progress
-        )
-    for name in PROBES:
-        scores = read_scores(runs / name)
-        print(f"\n--- {name} ---\n\n{format_table(summarize(scores), scores['target'].unique())}")
-    labels = [label for label, _ in PROBES.values()]
-    figure = plot_curves([runs / name for name in PROBES], out / "curves.png", labels=labels)
+        fit(settings, resume=RunFolder(run).yaml.exists(), progress=progress)
+        evaluate_similarity(run, EvaluateSettings(images=images, workers=0), progress=progress)
+        for task, how in tasks.items():
+            evaluate_task(run, task, how, progress=progress)
+    for name, run in zip(RUNS, runs, strict=True):
+        for evaluation in EVALUATIONS:
+            scores = read_scores(run, evaluation)
+            table = format_table(summarize(scores), scores["target"].unique())
+            print(f"\n--- world/{name}: {evaluation} ---\n\n{table}")
+    curves = plot_curves(runs, out / "curves.png")
+    picture = draw_scene(runs, scenes, out / "layers.png", choose_scene(val))
     print(
         f"""
-{figure[0]}  the curves (and {figure[1].name}). Look at how far a probe's line lies above the dotted and the
-    dashed one: the score for a wrong image, and of the mean feature, which needs no model.
+{curves[0]}  the curves (and {curves[1].name}). How far a line lies above the dotted and the dashed one is what
+    counts: the score for a wrong image, and of the mean feature, which needs no model.
+{picture}  one scene as each layer shows it
 {scenes}  the images; their README.md says what else is known about them
-{out / "models"}  the models
-{runs}  a folder for each run: run.yaml holds all settings, scores/ a row per image and layer
+{out / "runs"}  a folder for each run: run.yaml holds all settings, scores/ a row per image and layer
 next: innervision train --mllm ID --images FOLDER --out RUN, with a real model and real images"""
     )
-    return figure
+    return [*curves, picture]
+
+
+def choose_scene(val: int) -> int:
+    """Give the index of the first of the `val` scenes that have the most objects in plain sight."""
+    indices = range(FIRST_INDEX["val"], FIRST_INDEX["val"] + val)
+    return max(indices, key=lambda index: sum(item.named for item in render(0, index, SIZE).objects))
+
+
+def draw_scene(runs: Sequence[Path], scenes: Path, out: Path, index: int) -> Path:
+    """Draw what the runs' layers show of a val scene."""
+    image = read_image(scenes / f"val2017/{index:012d}.jpg")
+    targets = load_targets(TARGETS.split(","), device="cpu", head=True)
+    for target in targets:
+        if isinstance(target, GenTarget):
+            target.draw = DrawSettings(**DRAW)
+    decoded = {run.name: decode_layers(run, image, targets=targets) for run in runs}
+    classes = [(category["name"], category["color"]) for category in CATEGORIES]
+    draw_layers(decoded, truth_of(render(0, index, SIZE)), out, classes)
+    return out
+
+
+def truth_of(scene: Scene) -> dict[str, NDArray[Any]]:
+    """Give what is known of a scene in the form of the experts' outputs. See `draw_layers`."""
+    labels = np.zeros(256, np.uint8)
+    for segment in scene.segments:
+        labels[segment.id] = [category["id"] for category in CATEGORIES].index(segment.category_id)
+    return {"depth": -np.log(scene.depth), "seg": labels[scene.panoptic], "gen": scene.image / 255}

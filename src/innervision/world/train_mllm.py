@@ -11,7 +11,7 @@ The stages: the tower learns what is to be seen in every patch, the language mod
 the projector alone learns to join the two, and then everything learns captions together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ import transformers as hf
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_model, save_model
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -30,12 +32,19 @@ from innervision.files import atomic_write
 from innervision.world.captions import naming
 from innervision.world.card import Figure, Section
 from innervision.world.dataset import FIRST_INDEX
-from innervision.world.random_models import CHAT_TEMPLATE, make_tokenizer
 from innervision.world.scenes import CATEGORIES, COLOURS, TEXTURES, VOCABULARY, render
 from innervision.world.training import SIZE, Scenes, optimize, save_half
 
 PROMPTS = ("Describe the image in two lines.", "Describe the image.")
 """What the models are asked in training; probes ask the first."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | upper }}: "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{{ '\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 
 WIDTH, PATCH = 96, 14
 EARLY = 0.3
@@ -115,6 +124,33 @@ def make_processor() -> hf.LlavaProcessor:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_tokenizer(texts: Iterable[str]) -> hf.PreTrainedTokenizerFast:
+    """Learn a byte-level BPE tokenizer from texts; it starts every text with <s>, as Llama's does."""
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True) for token in ("<s>", "</s>", "<pad>", "<image>")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=special,
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        model_max_length=512,
     )
 
 
