@@ -44,12 +44,12 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
     by_layers = memory.measure(size, device.type)
-    seconds = speed.measure(SIZES[size], device, options.repeats)
+    seconds, flops = speed.measure(SIZES[size], device, options.repeats)
     summary = speed.summarise(seconds, SIZES[size].batch)
     machine = speed.name_machine(device)
     print(f"InnerVision benchmark, size {size}, on {machine}")
     print("LLaVA-1.5-7B, Depth Anything V2-L, OneFormer Swin-L, CLIP ViT-H, random weights\n")
-    print(speed_table(size, options.repeats, summary) + "\n")
+    print(speed_table(size, options.repeats, summary, speed.flop_ratios(flops)) + "\n")
     print(memory_table(size, by_layers))
     if options.json:
         numbers = {
@@ -57,6 +57,7 @@ def main() -> None:
             "size": vars(SIZES[size]),
             "memory_size": vars(MEMORY_SIZES[size]),
             "seconds": seconds,
+            "flops": flops,
             "summary": summary,
             "bytes": by_layers,
             "growth": {way: growth(found) for way, found in by_layers.items()},
@@ -64,7 +65,7 @@ def main() -> None:
         options.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
-def speed_table(size: str, repeats: int, summary: dict[str, dict[str, float]]) -> str:
+def speed_table(size: str, repeats: int, summary: dict[str, dict[str, float]], of_flops: dict[str, float]) -> str:
     """Make the table of times and ratios."""
     models = SIZES[size]
     frozen, plain = summary["ours/frozen"], summary["plain/ours"]
@@ -77,8 +78,10 @@ def speed_table(size: str, repeats: int, summary: dict[str, dict[str, float]]) -
         f"{'ratio':<32}{'median':>8}{'min – max':>18}{'bound':>9}",
         row("our step / frozen forwards", frozen, 3)
         + verdict(f"≤ {MOST_OVER_FROZEN}", frozen["median"] <= MOST_OVER_FROZEN),
+        f"{'  the same in operations':<32}{of_flops['ours/frozen']:>8.3f}",
         row("plain step / our step", plain, 3) + verdict(f"≥ {LEAST_OVER_PLAIN}", plain["median"] >= LEAST_OVER_PLAIN),
     ]
+    lines.append(f"{'  the same in operations':<32}{of_flops['plain/ours']:>8.3f}")
     return "\n".join(lines)
 
 

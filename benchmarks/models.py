@@ -55,7 +55,7 @@ class Size:
         return max(1, full // self.shrink)
 
 
-SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 4, 4), "tiny": Size(16, 8, 2)}
+SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 4, 8), "tiny": Size(16, 8, 2)}
 """For speed, by name: for an accelerator, for two CPU cores, and to see in seconds whether the benchmark works."""
 MEMORY_SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 1, 2), "tiny": Size(16, 1, 2)}
 """For memory: all have the 32 decoder layers."""
@@ -91,7 +91,9 @@ def build(size: Size, device: torch.device, every: int = 1) -> Bench:
         model = hf.AutoModelForImageTextToText.from_config(llava(size), dtype=dtype)
         mllm = MLLM(model, None, name="LLaVA-1.5")  # type: ignore[arg-type]  # the inputs are made here
         depth_model = hf.DepthAnythingForDepthEstimation(depth_anything(size)).eval().requires_grad_(False)
-        seg_target = type("SmallerSegTarget", (SegTarget,), {"grid": SegTarget.grid // size.side_shrink})
+        seg_target = type(
+            "SmallerSegTarget", (SegTarget,), {"largest_grid": SegTarget.largest_grid // size.side_shrink}
+        )
         experts = [
             (DepthTarget, depth_model.backbone, DepthTarget.size),
             (seg_target, hf.SwinBackbone(swin(size)), 800),

@@ -8,16 +8,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import Bench, Size, build
 from benchmarks.plain import PlainLearner
 
 
-def measure(size: Size, device: torch.device, repeats: int) -> dict[str, list[float]]:
+def measure(size: Size, device: torch.device, repeats: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Time all ways in turn, round by round, after a first round that checks that they do the same work.
 
     Returns:
-        Seconds of every round by what was timed: mllm, experts (together the frozen forwards), ours, plain.
+        Seconds of every round, and floating-point operations, by what was measured: mllm, experts (together the
+        frozen forwards), ours, plain. Operations are those of matrices, convolutions and attention.
     """
     say("building the models")
     bench = build(size, device)
@@ -30,6 +32,7 @@ def measure(size: Size, device: torch.device, repeats: int) -> dict[str, list[fl
         "ours": lambda: step(bench),
         "plain": lambda: plain_step(plain),
     }
+    flops = {name: count_flops(run) for name, run in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(-1, repeats):
         for name, run in ways.items():
@@ -41,7 +44,14 @@ def measure(size: Size, device: torch.device, repeats: int) -> dict[str, list[fl
                 seconds[name].append(time.perf_counter() - began)
         last = ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items() if times)
         say(f"speed, round {round_number + 1} of {repeats}: {last or 'warmed up'}")
-    return seconds
+    return seconds, flops
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Count the floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def step(bench: Bench) -> None:
@@ -95,6 +105,14 @@ def check_same(bench: Bench, plain: PlainLearner) -> None:
 def gradient(module: torch.nn.Module) -> Tensor:
     """Give the gradients of all weights of a module as one vector."""
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def flop_ratios(flops: dict[str, int]) -> dict[str, float]:
+    """Give the ratios of `summarise` for operations, which no other work on the machine changes."""
+    return {
+        "ours/frozen": flops["ours"] / (flops["mllm"] + flops["experts"]),
+        "plain/ours": flops["plain"] / flops["ours"],
+    }
 
 
 def summarise(seconds: dict[str, list[float]], batch: int) -> dict[str, dict[str, float]]:

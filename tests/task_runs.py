@@ -5,6 +5,7 @@ python task_runs.py evaluate FOLDER RUN TASK     (also under torchrun)
 
 import json
 import sys
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ from tiny_mllms import save_tiny
 
 NAMES = [f"class {i}" for i in range(5)]
 IMAGES = 9
+IMPORTS = [
+    "transformers.models.llava.modeling_llava",
+    "transformers.models.llava.processing_llava",
+    "transformers.models.depth_anything.modeling_depth_anything",
+    "transformers.models.oneformer.modeling_oneformer",
+    "innervision.tasks.depth",
+    "pandas",
+]
+"""What `evaluate` imports only when it needs it."""
 
 
 def prepare(root: Path) -> None:
@@ -102,6 +112,13 @@ def evaluate(root: Path, run: Path, task: str, models: tuple[MLLM, list[Target]]
     return evaluate_task(
         run, task, TaskSettings(**{"data": str(data), **common}), mllm=mllm, targets=targets, progress=False
     )
+
+
+def load_and_evaluate(root: Path, run: Path, task: str, loaded: Event) -> None:
+    """Tell when the models are there, and go on with `evaluate`."""
+    models = load_mllm(root), load_targets(root)
+    loaded.set()
+    evaluate(root, run, task, models)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Tasks of a run from images to scores: what is written, stopped, resumed and shared among processes."""
 
 import json
+import multiprocessing
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +215,48 @@ def test_two_processes_write_the_table_of_one(world: World, run: Path, tmp_path:
     assert json.loads((run / f"scores/{task}.json").read_text()) == json.loads(
         (alone / f"scores/{task}.json").read_text()
     )
+
+
+def test_killed_at_twenty_random_points_it_ends_with_the_same_table(
+    world: World, run: Path, scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that is done before it is killed is checked, and begun anew, until there were twenty kills."""
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    processes = multiprocessing.get_context("forkserver")  # it imports once, and every child starts from there
+    processes.set_forkserver_preload([*task_runs.IMPORTS, "task_runs"])
+    whole = pd.read_parquet(scored / "scores/depth.parquet")
+
+    def check() -> None:
+        pd.testing.assert_frame_equal(pd.read_parquet(run / "scores/depth.parquet"), whole)
+        assert sorted(path.name for path in (run / "scores").iterdir()) == ["depth.json", "depth.parquet"]
+        shutil.rmtree(run / "scores")
+
+    began: list[float] = []
+
+    def live(seconds: float | None = None) -> int | None:
+        loaded = processes.Event()
+        child = processes.Process(target=task_runs.load_and_evaluate, args=(world.root, run, "depth", loaded))
+        child.start()
+        assert loaded.wait(60)
+        began.append(time.perf_counter())
+        child.join(seconds)
+        child.kill()
+        child.join()
+        return child.exitcode
+
+    assert live() == 0
+    seconds = time.perf_counter() - began[0]
+    check()
+    dice, kills, points = random.Random(0), 0, set()
+    while kills < 20:
+        code = live(dice.uniform(0, seconds))
+        if code == 0:
+            check()
+            continue
+        assert code == -signal.SIGKILL
+        kills += 1
+        points.add(len(list((run / "scores").glob(".depth/0*.parquet"))))
+    assert live() == 0
+    check()
+    assert len(points) > 2  # the kills fell at different points of the work

@@ -71,6 +71,7 @@ class ScoreTable:
             return False
         other = json.loads(self.facts.read_text())["plan"]
         if other == self.plan:
+            shutil.rmtree(self.parts, ignore_errors=True)  # left by a process that was killed when it had finished
             return True
         if not overwrite:
             differences = "; ".join(f"{key}: {other.get(key)}" for key in self.plan if other.get(key) != self.plan[key])
@@ -84,7 +85,8 @@ class ScoreTable:
         plan = self.parts / "plan.json"
         if self.parts.exists() and not (plan.exists() and json.loads(plan.read_text()) == self.plan):
             shutil.rmtree(self.parts)
-        for left_over in self.parts.glob(".*"):  # half-written when a process was killed
+        half_written = [*self.parts.glob(".*"), *self.path.parent.glob(f"{self.parts.name}-*")]
+        for left_over in half_written:  # when a process was killed
             left_over.unlink()
         if not plan.exists():
             with atomic_write(plan) as temporary:

@@ -54,6 +54,30 @@ def make_run(
     return run
 
 
+def add_task(run: Path, task: str, metric: str, probe: dict[int, float], **levels: float) -> Path:
+    """Give the run scores by a task: of its probes by layer, and of floors and ceilings; half of it for a group.
+
+    The other protocol has scores, too, and all of them are 0.
+    """
+    sources = [("probe", layer, level) for layer, level in probe.items()]
+    sources += [(source, None, level) for source, level in levels.items()]
+    rows = [
+        (image, task, layer, source, metric, protocol, value, group, 1.0)
+        for source, layer, level in sources
+        for image, step in zip(("a.jpg", "b.jpg", "c.jpg"), SPREAD, strict=True)
+        for protocol, group, value in (
+            ("standard", None, level + step),
+            ("standard", "indoor", level / 2),
+            ("paper", None, 0.0),
+        )
+    ]
+    columns = ["image", "target", "layer", "source", "metric", "protocol", "value", "group", "weight"]
+    table = pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
+    (run / "scores").mkdir(parents=True, exist_ok=True)
+    table.to_parquet(run / f"scores/{task}.parquet")
+    return run
+
+
 def line(panel: Axes, label: str) -> Line2D:
     [found] = [line for line in panel.get_lines() if line.get_label() == label]
     return found
@@ -198,6 +222,67 @@ def test_a_layer_without_finite_scores_is_marked(tmp_path):
     crosses = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[2]]
     assert "scores that are not finite" in legend(figure)
+
+
+# Tasks
+
+
+@pytest.fixture
+def scored_by_tasks(tmp_path):
+    run = make_run(tmp_path / "run", targets=("depth", "seg"))
+    add_task(run, "depth", "accuracy", {1: 0.7, 2: 0.8, 3: 0.9}, mean=0.5, expert=0.95, plain=0.97)
+    return add_task(run, "seg", "miou", {1: 0.3, 2: 0.4, 3: 0.2}, mean=0.1, zero=0.05, expert=0.6, plain=0.75)
+
+
+def test_the_main_metric_of_each_task_stands_below_its_similarity(scored_by_tasks):
+    panels = curves_figure([scored_by_tasks]).axes
+    assert [panel.get_title() for panel in panels] == ["depth", "seg", "", "", "", ""]
+    assert [panel.get_ylabel().partition("\n")[0] for panel in panels[4:]] == ["accuracy over point pairs", "mIoU"]
+
+
+def test_lines_floors_and_ceilings_of_a_task_stand_at_their_scores(scored_by_tasks):
+    seg = curves_figure([scored_by_tasks]).axes[5]
+    levels = {name: line(seg, f"{name}: world/tuned").get_ydata() for name in ("mean", "zero", "expert", "plain")}
+    assert {name: list(drawn) for name, drawn in levels.items()} == {
+        name: pytest.approx([level, level])
+        for name, level in {"mean": 0.1, "zero": 0.05, "expert": 0.6, "plain": 0.75}.items()
+    }
+    # neither the group's halves nor the other protocol's zeros
+    assert line(seg, "probe: world/tuned").get_ydata().tolist() == pytest.approx([0.3, 0.4, 0.2])
+    dashes = [line(seg, f"{name}: world/tuned").get_linestyle() for name in levels]
+    assert len({str(dash) for dash in dashes[:1] + dashes[2:3]}) == 2  # mean and expert are told apart
+
+
+def test_the_legend_names_floors_and_ceilings(scored_by_tasks):
+    assert legend(curves_figure([scored_by_tasks])) == [
+        "probe of world/tuned",
+        "mean feature (no MLLM)",
+        "zero feature (no MLLM)",
+        "the expert's own features",
+        "the expert as it is",
+        "95% interval over 3 images",
+    ]
+
+
+def test_a_target_without_a_task_leaves_its_place_empty(tmp_path):
+    run = make_run(tmp_path / "run", targets=("depth", "gen"))
+    add_task(run, "depth", "accuracy", {1: 0.7}, mean=0.5)
+    panels = curves_figure([run]).axes
+    assert [panel.axison for panel in panels] == [True, True, True, True, True, False]
+    assert panels[3].get_xlabel() == "decoder layer"  # the lowest of its column
+
+
+def test_a_run_may_have_scores_of_a_task_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.yaml").write_text("mllm: world/tuned\n")
+    run = add_task(tmp_path / "run", "depth", "accuracy", {1: 0.7, 2: 0.8}, mean=0.5)
+    [panel] = curves_figure([run]).axes
+    assert line(panel, "probe: world/tuned").get_ydata().tolist() == pytest.approx([0.7, 0.8])
+
+
+def test_a_metric_of_a_task_can_be_asked_for(scored_by_tasks):
+    [panel] = curves_figure([scored_by_tasks], "miou").axes
+    assert panel.get_title() == "seg"
 
 
 # Text

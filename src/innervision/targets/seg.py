@@ -16,9 +16,6 @@ from innervision.targets.checkpoint import Checkpoint
 from innervision.targets.paper import PaperPreparer, join_maps, own_part
 from innervision.targets.target import Context, Parts, Preparer, Target
 
-LARGEST_GRID = 24
-"""Cells along a side to which a larger map is resized, as in arXiv:2412.09585."""
-
 
 class SegTarget(Target):
     """The map of the last backbone stage after its LayerNorm, resized to 24 × 24: 576 tokens, row by row.
@@ -35,6 +32,8 @@ class SegTarget(Target):
     name = "seg"
     default_expert = "shi-labs/oneformer_coco_swin_large"
     size = 768
+    largest_grid = 24
+    """Cells along a side to which a larger map is resized, as in arXiv:2412.09585."""
     grid: int
     """Cells along a side of the features."""
 
@@ -55,7 +54,7 @@ class SegTarget(Target):
         weights = {name: tensor.to("meta") for name, tensor in self.module.state_dict().items()}
         pixels = self.prepare([Image.new("RGB", (self.preparer.width, self.preparer.height))]).to("meta")
         *_, height, width = functional_call(self.module, weights, pixels).feature_maps[-1].shape
-        self.grid = min(LARGEST_GRID, height, width)
+        self.grid = min(self.largest_grid, height, width)
         return self.grid**2, self.module.channels[-1]
 
     def follow_paper(self) -> None:

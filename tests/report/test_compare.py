@@ -1,0 +1,108 @@
+"""The paired difference of two runs: over the images that both have, and with what is common to both cancelled."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import bootstrap
+
+from innervision.errors import InnerVisionError
+from innervision.report.compare import compare
+
+EASE = np.random.default_rng(0).normal(size=40)
+"""What makes an image easy or hard for all models."""
+NAMES = [f"{i}.jpg" for i in range(len(EASE))]
+
+
+def make_run(run: Path, layers: dict[int, np.ndarray], names: list[str] = NAMES, **columns: object) -> Path:
+    """Write a run whose probes have the values `layers[layer]`, one for each image; columns are added or replaced."""
+    parts = [
+        pd.DataFrame(
+            {
+                "image": names,
+                "target": "depth",
+                "layer": pd.array([layer] * len(names), dtype="Int64"),
+                "source": "probe",
+                "metric": "cosine",
+                "protocol": "standard",
+                "value": values,
+            }
+            | columns
+        )
+        for layer, values in layers.items()
+    ]
+    evaluation = "depth" if columns.get("metric") == "accuracy" else "similarity"
+    (run / "scores").mkdir(parents=True)
+    (run / "run.yaml").write_text("mllm: world/tuned\n")
+    pd.concat(parts, ignore_index=True).to_parquet(run / f"scores/{evaluation}.parquet")
+    return run
+
+
+def row(found: pd.DataFrame, layer: int | None) -> pd.Series:
+    [number] = np.flatnonzero(found["layer"].isna() if layer is None else found["layer"].eq(layer).fillna(False))
+    return found.iloc[number]
+
+
+def test_a_difference_that_all_images_share_has_no_spread(tmp_path: Path) -> None:
+    """The scores of each run vary by about 1 between images, the difference not at all."""
+    found = compare(make_run(tmp_path / "a", {1: EASE + 0.3}), make_run(tmp_path / "b", {1: EASE}))
+    assert row(found, 1)[["mean", "low", "high"]].tolist() == pytest.approx([0.3, 0.3, 0.3])
+    assert row(found, 1)["images"] == len(EASE)
+
+
+def test_the_interval_is_scipys_for_the_differences(tmp_path: Path) -> None:
+    other = EASE + np.random.default_rng(1).normal(0.2, 0.5, size=len(EASE))
+    found = row(compare(make_run(tmp_path / "a", {1: other}), make_run(tmp_path / "b", {1: EASE})), 1)
+    expected = bootstrap((other - EASE,), np.mean, method="percentile", rng=0).confidence_interval
+    assert found["mean"] == pytest.approx((other - EASE).mean())
+    assert found["low"] == pytest.approx(expected.low, abs=0.02)  # 1,000 and 9,999 resamples
+    assert found["high"] == pytest.approx(expected.high, abs=0.02)
+
+
+def test_the_other_way_round_is_the_same_with_the_sign_turned(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", {1: EASE**2})
+    b = make_run(tmp_path / "b", {1: EASE})
+    there, back = row(compare(a, b), 1), row(compare(b, a), 1)
+    assert there[["mean", "low", "high"]].tolist() == pytest.approx((-back[["mean", "high", "low"]]).tolist())
+
+
+def test_only_images_of_both_runs_count_whatever_their_order(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", {1: EASE + 0.3})
+    b = make_run(tmp_path / "b", {1: EASE[:9:-1]}, NAMES[:9:-1])  # the first ten are lacking
+    found = row(compare(a, b), 1)
+    assert found["images"] == len(EASE) - 10
+    assert found[["mean", "low", "high"]].tolist() == pytest.approx([0.3, 0.3, 0.3])
+
+
+def test_the_row_without_a_layer_compares_the_averages_of_models_of_unequal_depth(tmp_path: Path) -> None:
+    deep = make_run(tmp_path / "a", {0: EASE + 9, 1: EASE + 1, 2: EASE + 2, 3: EASE + 3})
+    shallow = make_run(tmp_path / "b", {1: EASE, 2: EASE + 1})
+    found = compare(deep, shallow)
+    assert row(found, None)["mean"] == pytest.approx(2 - 0.5)
+    assert sorted(found["layer"].dropna()) == [1, 2]
+
+
+def test_pairs_weigh_as_many_as_they_are(tmp_path: Path) -> None:
+    weights = {"metric": "accuracy", "weight": [3.0, 1.0], "group": None}
+    a = make_run(tmp_path / "a", {1: np.array([1.0, 0.0])}, NAMES[:2], **weights)
+    b = make_run(tmp_path / "b", {1: np.array([0.0, 0.0])}, NAMES[:2], **weights)
+    assert row(compare(a, b), 1)["mean"] == pytest.approx(3 / 4)
+
+
+def test_runs_without_anything_in_common_are_refused(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", {1: EASE})
+    other_images = make_run(tmp_path / "b", {1: EASE}, [f"other {name}" for name in NAMES])
+    other_scores = make_run(tmp_path / "c", {1: EASE}, metric="accuracy", weight=1.0, group=None)
+    for other in (other_images, other_scores):
+        with pytest.raises(InnerVisionError, match="not scored by the same metrics on the same images"):
+            compare(a, other)
+
+
+def test_a_run_without_scores_is_named(tmp_path: Path) -> None:
+    a, empty = make_run(tmp_path / "a", {1: EASE}), tmp_path / "b"
+    empty.mkdir()
+    (empty / "run.yaml").write_text("mllm: world/tuned\n")
+    for runs in ((a, empty), (empty, a)):
+        with pytest.raises(InnerVisionError, match=str(empty)):
+            compare(*runs)
