@@ -91,9 +91,8 @@ def build(size: Size, device: torch.device, every: int = 1) -> Bench:
         model = hf.AutoModelForImageTextToText.from_config(llava(size), dtype=dtype)
         mllm = MLLM(model, None, name="LLaVA-1.5")  # type: ignore[arg-type]  # the inputs are made here
         depth_model = hf.DepthAnythingForDepthEstimation(depth_anything(size)).eval().requires_grad_(False)
-        seg_target = type(
-            "SmallerSegTarget", (SegTarget,), {"largest_grid": SegTarget.largest_grid // size.side_shrink}
-        )
+        grid = {"largest_grid": SegTarget.largest_grid // size.side_shrink}
+        seg_target = type("SmallerSegTarget", (SegTarget,), grid)
         experts = [
             (DepthTarget, depth_model.backbone, DepthTarget.size),
             (seg_target, hf.SwinBackbone(swin(size)), 800),

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from benchmarks.models import SIZES, Bench, build
 from benchmarks.plain import PlainLearner
 from benchmarks.speed import check_same, summarise

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
-from innervision.config import VISION, DrawSettings, GenSettings, require
+from innervision.config import VISION, DrawSettings, GenSettings, Protocol, require
 from innervision.data import find_images
 from innervision.data.loader import Batch, Truth
 from innervision.errors import InnerVisionError
@@ -190,7 +190,7 @@ def _prepare(views: Mapping[str, Pixels], name: str, image: Image) -> dict[str, 
     return {view: prepare([image])[0] for view, prepare in views.items()}
 
 
-def _scores(metric: str, values: NDArray[np.float64], protocol: str = "standard") -> Scores:
+def _scores(metric: str, values: NDArray[np.float64], protocol: Protocol = "standard") -> Scores:
     return Scores(metric, torch.from_numpy(values), protocol=protocol)
 
 
