@@ -61,9 +61,9 @@ def main() -> None:
     parser.add_argument("--targets", default="depth=world/depth,seg=world/seg,gen=world/gen")
     parser.add_argument("--layers", default="vision,0,4,8")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=256, help="scenes for the probes")
+    parser.add_argument("--train", type=int, default=512, help="scenes for the probes")
     parser.add_argument("--val", type=int, default=64, help="held-out scenes")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
 
     scenes = options.out / "scenes"
@@ -87,7 +87,7 @@ def main() -> None:
                         probe=probe,
                         epochs=options.epochs,
                         batch_size=8,
-                        lr=2e-3,
+                        lr=3e-3,
                         seed=seed,
                         device="cpu",
                         workers=0,

@@ -79,7 +79,7 @@ class Gen(Task):
             raise InnerVisionError(f"the task gen needs a Stable unCLIP, not {type(target).__name__}")
         target.draw = self.settings
         self.model = load_image_features(self.settings.features, target.device)
-        self.views: dict[str, Pixels] = {"standard": self.model.preparer}
+        self.views: dict[Protocol, Pixels] = {"standard": self.model.preparer}
         if isinstance(self.model, InceptionTarget):
             self.views["paper"] = Squash(PAPER_SIDE)
         self.known = self._read_known()
@@ -130,8 +130,8 @@ class Gen(Task):
             _, source, layer = key
             labels = [Label(image, self.target, layer, source) for image in kept.images]
             found = kept.read(key)
-            for view, drawn in found.items():
-                yield labels, _scores(frechet, frechet_by_image(drawn, real[view]), view)
+            for view in self.views:
+                yield labels, _scores(frechet, frechet_by_image(found[view], real[view]), view)
             drawn = found["standard"]
             yield labels, _scores(kernel, 1000 * kernel_by_image(drawn, own))
             pairs = {source: drawn} | ({"shuffled": np.roll(drawn, 1, axis=0)} if source == "probe" else {})
@@ -186,7 +186,7 @@ class Gen(Task):
             save_file({view: array[order] for view, array in real.items()}, temporary)
 
 
-def _prepare(views: Mapping[str, Pixels], name: str, image: Image) -> dict[str, Tensor]:
+def _prepare(views: Mapping[Protocol, Pixels], name: str, image: Image) -> dict[Protocol, Tensor]:
     return {view: prepare([image])[0] for view, prepare in views.items()}
 
 
