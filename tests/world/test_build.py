@@ -1,6 +1,7 @@
 """Building the world's models part by part, and their card."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from innervision.errors import InnerVisionError
@@ -123,3 +125,27 @@ def test_the_loop_finds_the_least_squares_solution_and_keeps_it(tmp_path: Path) 
     again = nn.Linear(3, 1)
     optimize(again, lambda _: pytest.fail("it was learnt before"), 300, 0.1, saved=kept, progress=False)
     assert torch.equal(again.weight, model.weight)
+    assert not again.training
+
+
+@pytest.mark.parametrize(("name", "lost"), [("depth", []), ("seg", []), ("gen", ["U-Net"]), ("mllm", ["everything"])])
+def test_an_interrupted_training_goes_on_to_the_same_weights(name: str, lost: list[str], tmp_path: Path) -> None:
+    """As if it had been stopped in its last stage."""
+    part = building.PARTS[name]
+    scenes = load_scenes(tmp_path / "scenes", "train", 64, progress=False)
+
+    def train() -> dict[str, dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        part.load().train(tmp_path, scenes, 0, effort=0.0005, progress=False)
+        files = [path for path in tmp_path.rglob("*.safetensors") if path.parent.name in part.models]
+        return {str(path): load_file(path) for path in files}
+
+    whole = train()
+    for stage in lost:
+        (tmp_path / f"{stage}.safetensors").unlink()
+    shutil.rmtree(tmp_path / part.models[-1])
+    again = train()
+    assert again.keys() == whole.keys()
+    for path, weights in whole.items():
+        for key, weight in weights.items():
+            assert torch.equal(again[path][key], weight), f"{path}: {key}"

@@ -130,6 +130,7 @@ def optimize(
     """
     if saved is not None and saved.exists():
         load_model(model, saved)
+        model.eval()
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
