@@ -20,7 +20,9 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from torch.nn.functional import interpolate
 
 import task_runs
+from innervision.config import TaskSettings
 from innervision.errors import InnerVisionError
+from innervision.evaluate import evaluate_task
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.report.tables import format_table, read_scores, summarize
@@ -182,6 +184,21 @@ def test_a_run_without_the_target_is_refused(world: World, run: Path) -> None:
     (run / "run.yaml").write_text((run / "run.yaml").read_text().replace("    seg:", "    other:"))
     with pytest.raises(InnerVisionError, match="no probes for seg, only for depth, other"):
         world.evaluate(run, "seg")
+
+
+def test_scores_of_other_probes_are_not_taken_for_those_of_the_run(world: World, run: Path) -> None:
+    before = world.evaluate(run, "depth")
+    path = run / "probes/depth.safetensors"
+    bank = ProbeBank.load(path, world.mllm, world.targets[0])
+    with torch.no_grad():
+        for weight in bank.parameters():
+            weight.add_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    bank.save(path)
+    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(probes: .*--overwrite"):
+        world.evaluate(run, "depth")
+    data = TaskSettings(data=str(world.root / "DA-2K"), batch_size=2, workers=0, device="cpu")
+    after = evaluate_task(run, "depth", data, overwrite=True, mllm=world.mllm, targets=world.targets, progress=False)
+    assert not pd.read_parquet(after).equals(before)
 
 
 def test_a_broken_annotation_leaves_the_image_out(world: World, run: Path, tmp_path: Path) -> None:

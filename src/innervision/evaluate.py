@@ -17,6 +17,7 @@ from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
 from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.distributed import join_processes
 from innervision.errors import InnerVisionError
+from innervision.identity import fingerprint
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.run import RunFolder
@@ -116,6 +117,7 @@ def evaluate(
         "num_images": len(images),
         "names": images.fingerprint(),
         "batch_size": settings.batch_size,
+        "probes": {name: fingerprint(run.probes(name)) for name in names},
     }
     table = ScoreTable(run.scores, evaluation.name, plan, weighted=evaluation.weighted)
     rank = join_processes(settings.device)
