@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from torch.nn.functional import interpolate
 
 import task_runs
-from innervision.config import TaskSettings
+from innervision.config import GenSettings, TaskSettings
 from innervision.errors import InnerVisionError
 from innervision.evaluate import evaluate_task
 from innervision.mllm import MLLM
@@ -29,6 +29,7 @@ from innervision.report.tables import format_table, read_scores, summarize
 from innervision.targets.depth import DepthTarget
 from innervision.targets.seg import SegTarget
 from innervision.targets.target import Target
+from innervision.tasks.gen import Gen
 
 SCRIPT = Path(task_runs.__file__)
 LAYERS = [0, 2, 4]
@@ -167,6 +168,14 @@ def test_how_many_maps_are_decoded_at_once_changes_nothing(world: World, run: Pa
         both = one_by_one.merge(together, on=keys, suffixes=("", "_together"))
         assert len(both) == len(one_by_one) == len(together)
         np.testing.assert_allclose(both["value"], both["value_together"], atol=1e-12)
+
+
+def test_of_a_coco_folder_val2017_is_scored(world: World, run: Path, tmp_path: Path) -> None:
+    coco = Path(shutil.copytree(world.root / "coco", tmp_path / "coco"))
+    shutil.copytree(coco / "val2017", coco / "train2017")
+    (coco / "annotations/panoptic_train2017.json").write_text("{}")
+    assert len(world.evaluate(run, "seg", data=str(coco))["image"].unique()) == task_runs.IMAGES
+    assert len(Gen(GenSettings(data=str(coco))).images) == task_runs.IMAGES
 
 
 # --- what does not fit

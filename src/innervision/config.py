@@ -176,7 +176,8 @@ class TaskSettings(ScoreSettings):
     """How a run is scored by a task."""
 
     data: str
-    """The benchmark: a folder in the layout of DA-2K (depth) or COCO (seg, gen), or its annotation file."""
+    """The benchmark: a folder in the layout of DA-2K (depth) or COCO (seg, gen; its val2017), or its annotation
+    file."""
     decode_batch_size: int = 16
     """Predictions, of any images and layers, that the expert decodes at once."""
 

@@ -118,6 +118,12 @@ def read_json(source: Path) -> Any:
     return _parse(source, json.loads)
 
 
+def scored_split(source: str | Path) -> str | None:
+    """Give the split that a COCO folder is scored on, val2017, where it has one; None for any other source."""
+    folder, split = Path(source).expanduser(), "val2017"
+    return split if (folder / split).is_dir() or (folder / "images" / split).is_dir() else None
+
+
 def _split_folder(folder: Path, split: str | None) -> Path:
     """The folder to list: `folder` itself, or one split of it where it is a COCO folder."""
     if split is not None:

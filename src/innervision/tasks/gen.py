@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from innervision.config import VISION, DrawSettings, GenSettings, Protocol, require
 from innervision.data import find_images
 from innervision.data.loader import Batch, Truth
+from innervision.data.sources import scored_split
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.metrics.frechet import frechet_by_image, kernel_by_image
@@ -63,7 +64,7 @@ class Gen(Task):
     def __init__(self, settings: GenSettings) -> None:
         """Find the real images. See `Task`."""
         self.settings = settings
-        self.images = find_images(settings.data)
+        self.images = find_images(settings.data, scored_split(settings.data))
         require(len(self.images) > 1, f"{settings.data} holds one image; sets are compared, so give more")
 
     def plan(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from innervision.config import TaskSettings
 from innervision.data.panoptic import read_panoptic
+from innervision.data.sources import scored_split
 from innervision.errors import InnerVisionError
 from innervision.metrics.segmentation import count_pixels, overlap, paper_iou
 from innervision.targets.paper import own_part
@@ -38,7 +39,7 @@ class Seg(Task):
     def __init__(self, settings: TaskSettings) -> None:
         """Read which maps there are. See `Task`."""
         self.settings = settings
-        benchmark = read_panoptic(settings.data)
+        benchmark = read_panoptic(settings.data, scored_split(settings.data))
         self.images, self.maps, self.categories = benchmark.images, benchmark.maps, benchmark.categories
         self.classes: list[int] = []
         """Of each category the expert's class."""
