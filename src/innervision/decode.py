@@ -27,6 +27,10 @@ class Decoded:
     mean: Tensor
     """Of the mean feature of the training images: the floor."""
 
+    def all(self) -> list[Tensor]:
+        """Give every output."""
+        return [*self.layers.values(), self.expert, self.mean]
+
 
 @torch.no_grad()
 def decode_layers(

@@ -64,3 +64,9 @@ def test_truth_expert_layers_and_floor_stand_side_by_side(picture: np.ndarray) -
     assert image[1] == pytest.approx(cup[1], abs=0.01)
     assert len(centre(picture, (64, 64, 64))) == 3 + 2  # first run: layers, and expert and mean
     assert len(centre(picture, (191, 191, 191))) == 3
+
+
+def test_the_legend_has_every_class_that_is_shown_and_not_those_of_the_truth_alone(picture: np.ndarray) -> None:
+    below = picture[int(0.92 * len(picture)) :].astype(int)
+    for _, color in CLASSES:
+        assert (np.abs(below - color) <= 2).all(-1).any()

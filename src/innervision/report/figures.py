@@ -169,7 +169,9 @@ def _read_curves(
     rows: dict[str, dict[str, str]] = {name: {} for name in metrics or (*SIMILARITY, "task")}
     targets: list[str] = []
     for label, run in zip(labels or _default_labels(runs), runs, strict=True):
-        tables = {path.stem: read_scores(run, path.stem) for path in sorted((run / "scores").glob("*.parquet"))}
+        evaluations = sorted(path.stem for path in (run / "scores").glob("*.parquet"))
+        evaluations.sort(key="similarity".__ne__)  # first, since it has all targets, in their order
+        tables = {evaluation: read_scores(run, evaluation) for evaluation in evaluations}
         targets += [target for scores in tables.values() for target in scores["target"].unique()]
         if not tables:
             read_scores(run)  # says what is missing

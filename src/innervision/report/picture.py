@@ -84,7 +84,10 @@ def draw_layers(
                     name = {-1: "vision", 0: "emb"}.get(layer, str(layer))
                     show(row, column, pixels, name, label if column == 3 else "")
         if "seg" in truth:
-            present = [classes[label] for label in np.unique(truth["seg"]) if label < len(classes)]
+            outputs = [each for decoded in runs.values() for each in decoded["seg"].all()]
+            maps = [truth["seg"], *(_output("seg", output) for output in outputs)]
+            shown = sorted({int(label) for labels in maps for label in np.unique(labels)})
+            present = [classes[label] for label in shown if label < len(classes)]
             handles = [Patch(color=tuple(np.array(color) / 255), label=name) for name, color in present]
             figure.legend(handles=handles, loc="lower center", ncols=len(present), handlelength=0.8)
         with atomic_write(out) as temporary:

@@ -14,12 +14,14 @@ from innervision.config import DrawSettings, EvaluateSettings, GenSettings, Prob
 from innervision.data import read_image
 from innervision.decode import decode_layers
 from innervision.evaluate import evaluate_similarity, evaluate_task
+from innervision.mllm import MLLM
 from innervision.report.figures import plot_curves
 from innervision.report.picture import draw_layers
 from innervision.report.tables import format_table, read_scores, summarize
 from innervision.run import RunFolder
 from innervision.targets import load_targets
 from innervision.targets.gen import GenTarget
+from innervision.targets.target import Target
 from innervision.train import fit
 from innervision.world.dataset import FIRST_INDEX, write_scenes
 from innervision.world.scenes import CATEGORIES, Scene, render
@@ -57,16 +59,20 @@ each token's place (probe.positions), which the paper's probe is not.
 """,
         flush=True,
     )
+    targets = load_targets(TARGETS.split(","), device="cpu", head=True)
     scenes, runs = out / "scenes", [out / "runs" / name for name in RUNS]
     write_scenes(scenes, train, val, size=SIZE, progress=progress)
     images = str(scenes / "val2017")
+    here: dict[str, Any] = {"device": "cpu", "workers": 0}  # the same curves everywhere
     tasks = {
-        "depth": TaskSettings(data=str(scenes / "da2k"), workers=0),
-        "seg": TaskSettings(data=str(scenes / "annotations/panoptic_val2017.json"), workers=0),
-        "gen": GenSettings(data=images, features="gen=world/gen", workers=0, **DRAW),
+        "depth": TaskSettings(data=str(scenes / "da2k"), **here),
+        "seg": TaskSettings(data=str(scenes), **here),
+        "gen": GenSettings(data=images, features="gen=world/gen", **DRAW, **here),
     }
     for name, run in zip(RUNS, runs, strict=True):
         print(f"\nworld/{name}", flush=True)
+        mllm = MLLM.load(f"world/{name}", device="cpu")
+        models: dict[str, Any] = {"mllm": mllm, "targets": targets, "progress": progress}
         settings = TrainSettings(
             mllm=f"world/{name}",
             targets=TARGETS,
@@ -76,20 +82,19 @@ each token's place (probe.positions), which the paper's probe is not.
             epochs=epochs,
             batch_size=8,
             lr=3e-3,
-            device="cpu",  # the same curves everywhere
-            workers=0,
+            **here,
         )
-        fit(settings, resume=RunFolder(run).yaml.exists(), progress=progress)
-        evaluate_similarity(run, EvaluateSettings(images=images, workers=0), progress=progress)
+        fit(settings, resume=RunFolder(run).yaml.exists(), **models)
+        evaluate_similarity(run, EvaluateSettings(images=images, **here), **models)
         for task, how in tasks.items():
-            evaluate_task(run, task, how, progress=progress)
+            evaluate_task(run, task, how, **models)
     for name, run in zip(RUNS, runs, strict=True):
         for evaluation in EVALUATIONS:
             scores = read_scores(run, evaluation)
             table = format_table(summarize(scores), scores["target"].unique())
             print(f"\n--- world/{name}: {evaluation} ---\n\n{table}")
     curves = plot_curves(runs, out / "curves.png")
-    picture = draw_scene(runs, scenes, out / "layers.png", choose_scene(val))
+    picture = draw_scene(runs, targets, scenes, out / "layers.png", choose_scene(val))
     print(
         f"""
 {curves[0]}  the curves (and {curves[1].name}). How far a line lies above the dotted and the dashed one is what
@@ -108,10 +113,9 @@ def choose_scene(val: int) -> int:
     return max(indices, key=lambda index: sum(item.named for item in render(0, index, SIZE).objects))
 
 
-def draw_scene(runs: Sequence[Path], scenes: Path, out: Path, index: int) -> Path:
+def draw_scene(runs: Sequence[Path], targets: Sequence[Target], scenes: Path, out: Path, index: int) -> Path:
     """Draw what the runs' layers show of a val scene."""
     image = read_image(scenes / f"val2017/{index:012d}.jpg")
-    targets = load_targets(TARGETS.split(","), device="cpu", head=True)
     for target in targets:
         if isinstance(target, GenTarget):
             target.draw = DrawSettings(**DRAW)
