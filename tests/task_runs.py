@@ -104,14 +104,13 @@ def write_panoptic(root: Path) -> None:
 def evaluate(root: Path, run: Path, task: str, models: tuple[MLLM, list[Target]] | None = None, **options) -> Path:  # type: ignore[no-untyped-def]
     """Score a copy of the run; options are settings."""
     mllm, targets = models or (load_mllm(root), load_targets(root))
+    how = {"mllm": mllm, "targets": targets, "progress": False, "overwrite": options.pop("overwrite", False)}
     common = {"batch_size": 2, "workers": 0, "device": "cpu", **options}
     if task == "similarity":
         settings = EvaluateSettings(**{"images": str(root / "coco/val2017"), **common})
-        return evaluate_similarity(run, settings, mllm=mllm, targets=targets, progress=False)
+        return evaluate_similarity(run, settings, **how)
     data = root / {"depth": "DA-2K", "seg": "coco"}[task]
-    return evaluate_task(
-        run, task, TaskSettings(**{"data": str(data), **common}), mllm=mllm, targets=targets, progress=False
-    )
+    return evaluate_task(run, task, TaskSettings(**{"data": str(data), **common}), **how)
 
 
 def load_and_evaluate(root: Path, run: Path, task: str, loaded: Event) -> None:

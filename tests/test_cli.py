@@ -67,6 +67,31 @@ def test_a_runs_yaml_is_a_config_that_makes_the_same_probes(words: list[str], mo
     assert main(["train", "--config", str(config), "--resume"]) == 0
 
 
+def test_a_run_that_was_moved_is_resumed_where_it_is(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert main(["train", "--config", str(tmp_path / "moved/run.yaml"), "--resume"]) == 0
+    assert str(tmp_path / "moved/probes/gen.safetensors") in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_comparing_a_run_with_itself_shows_no_difference(
+    words: list[str], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    assert main(words) == 0
+    assert main(["evaluate", "similarity", run, "--images", str(models / "val"), "--workers", "0"]) == 0
+    capsys.readouterr()
+    assert main(["compare", run, run]) == 0
+    shown = capsys.readouterr().out
+    assert "difference [low, high]" in shown
+    assert shown.count("0.000 [0.000, 0.000]") == 4 * 7  # metrics; vision, 0, four layers, their average
+    assert "above 0 the first has the larger score" in shown
+
+
 def test_run_yaml_says_what_the_run_was_made_with(words: list[str], tmp_path: Path) -> None:
     main([*words, "--max-bad=0.2"])
     content = yaml.safe_load((tmp_path / "run/run.yaml").read_text())

@@ -29,7 +29,7 @@ def test_other_forms_of_layers_are_refused(text: str) -> None:
 
 
 def test_layers_that_are_not_there_are_named() -> None:
-    with pytest.raises(InnerVisionError, match="no layer 7, 9: the model has -1…6"):
+    with pytest.raises(InnerVisionError, match="no layer 7, 9: the model has vision \\(-1\\) and 0…6"):
         parse_layers("1,7,9", 6, True)
     with pytest.raises(InnerVisionError, match="no vision stage"):
         parse_layers("vision,1", 6, False)

@@ -20,9 +20,8 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from torch.nn.functional import interpolate
 
 import task_runs
-from innervision.config import GenSettings, TaskSettings
+from innervision.config import GenSettings
 from innervision.errors import InnerVisionError
-from innervision.evaluate import evaluate_task
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.report.tables import format_table, read_scores, summarize
@@ -205,9 +204,43 @@ def test_scores_of_other_probes_are_not_taken_for_those_of_the_run(world: World,
     bank.save(path)
     with pytest.raises(InnerVisionError, match=r"scores made otherwise \(probes: .*--overwrite"):
         world.evaluate(run, "depth")
-    data = TaskSettings(data=str(world.root / "DA-2K"), batch_size=2, workers=0, device="cpu")
-    after = evaluate_task(run, "depth", data, overwrite=True, mllm=world.mllm, targets=world.targets, progress=False)
-    assert not pd.read_parquet(after).equals(before)
+    assert not world.evaluate(run, "depth", overwrite=True).equals(before)
+
+
+def test_scores_of_changed_answers_are_not_taken_for_the_present_ones(world: World, run: Path, tmp_path: Path) -> None:
+    da2k = Path(shutil.copytree(world.root / "DA-2K", tmp_path / "DA-2K"))
+    first = world.evaluate(run, "depth", data=str(da2k))
+    path = da2k / "annotations.json"
+    path.write_text(path.read_text().replace('"closer_point": "point1"', '"closer_point": "point2"'))
+    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(annotations: .*--overwrite"):
+        world.evaluate(run, "depth", data=str(da2k))
+    second = world.evaluate(run, "depth", data=str(da2k), overwrite=True)
+    chosen = [frame[frame["protocol"].eq("standard") & frame["group"].isna()] for frame in (first, second)]
+    shares = pd.concat(chosen).groupby(["image", "layer", "source", "metric"], dropna=False)["value"].sum()
+    shares = shares.unstack("metric")
+    assert len(shares) > task_runs.IMAGES
+    # what was right is wrong now; what was tied is tied in both tables
+    np.testing.assert_allclose(shares["accuracy"], 1 - shares["ties"] / 2)
+
+
+def test_killed_between_its_two_files_it_ends_with_both(
+    world: World, run: Path, scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation of other images had finished before."""
+    world.evaluate(run, "depth", batch_size=3)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("innervision.scores.package_versions", stop)  # the table is written then, and the facts are not
+        with pytest.raises(KeyboardInterrupt):
+            world.evaluate(run, "depth", overwrite=True)
+    world.evaluate(run, "depth")
+    pd.testing.assert_frame_equal(*(pd.read_parquet(each / "scores/depth.parquet") for each in (run, scored)))
+    assert json.loads((run / "scores/depth.json").read_text())["plan"]["batch_size"] == 2
+    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(batch_size: 2\)"):
+        world.evaluate(run, "depth", batch_size=3)
 
 
 def test_a_broken_annotation_leaves_the_image_out(world: World, run: Path, tmp_path: Path) -> None:

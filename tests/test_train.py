@@ -230,6 +230,21 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert_same_bits(weights(settings.out), weights(killed.out))
 
 
+@pytest.mark.parametrize("content", [b"no state", b"PK\x03\x04 cut"])
+def test_a_broken_state_is_a_clear_error(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], content: bytes
+) -> None:
+    stopping = [StopAt(targets[0], 5, signal.SIGTERM), targets[1]]
+    with pytest.raises(Stopped):
+        fit(settings, mllm=mllm, targets=stopping, progress=False)  # type: ignore[arg-type]
+    state = Path(settings.out) / "train/state.pt"
+    state.write_bytes(content)
+    with pytest.raises(InnerVisionError, match=r"cannot resume from .*state\.pt, which is broken"):
+        fit(settings, resume=True, mllm=mllm, targets=targets, progress=False)
+    state.unlink()
+    assert set(fit(settings, resume=True, mllm=mllm, targets=targets, progress=False)) == {"depth", "gen"}
+
+
 def test_a_run_folder_that_holds_a_run_is_left_alone(
     settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
 ) -> None:

@@ -61,6 +61,10 @@ def train(parser: ArgumentParser, options: Namespace) -> None:
     from innervision.run import RunFolder
     from innervision.train import fit
 
+    if options.resume and options.config:  # a run may have been moved since
+        run = RunFolder(Path(str(options.config[-1])).parent)
+        if run.yaml.exists() and run.settings().out == settings.out:
+            settings.out = str(run.path)
     banks = fit(settings, resume=options.resume)
     for name in banks:
         print(RunFolder(settings.out).probes(name))
@@ -115,7 +119,7 @@ def plot(parser: ArgumentParser, options: Namespace) -> None:
     """Draw the curves of one or several runs by layer, as PNG and PDF."""
     from innervision.report.figures import plot_curves
 
-    metrics = options.metrics.split(",") if options.metrics else None
+    metrics = [name.strip() for name in options.metrics.split(",")] if options.metrics else None
     for path in plot_curves([Path(run) for run in options.runs], Path(options.out), metrics):
         print(path)
 
@@ -139,11 +143,13 @@ def data_da2k(parser: ArgumentParser, options: Namespace) -> None:
 def compare(parser: ArgumentParser, options: Namespace) -> None:
     """Say how much one run scores above another on the same images, layer by layer."""
     from innervision.report.compare import compare
-    from innervision.report.tables import format_table
+    from innervision.report.tables import format_differences
 
-    difference = compare(Path(options.run), Path(options.other))
+    differences, left_out = compare(Path(options.run), Path(options.other))
     print(f"{options.run} less {options.other}, over the images that both have\n")
-    print(format_table(difference, difference["target"].unique()))
+    print(format_differences(differences, differences["target"].unique()))
+    for line in left_out:
+        print(f"not compared: {line}")
 
 
 def data_scenes(parser: ArgumentParser, options: Namespace) -> None:
@@ -355,7 +361,7 @@ def _evaluator(function: Callable, settings: type) -> ArgumentParser:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="Replace scores that the run has for other images or settings.",
+        help="Score anew, whatever scores of these images or others the run has.",
     )
     return parser
 

@@ -140,6 +140,7 @@ class TrainSettings:
             self.protocol == "standard" or (self.tokens == "all" and not self.probe.positions),
             "protocol=paper reads all tokens, without positions: leave out tokens and probe.positions",
         )
+        parse_layers(self.layers, num_layers=10_000, has_vision=True)  # its form; the model is not known yet
         self.micro_batch_size = min(self.micro_batch_size, self.batch_size)
 
 
@@ -259,7 +260,9 @@ def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
     lowest = VISION if has_vision else 0
     if wrong := [layer for layer in layers if not lowest <= layer <= num_layers]:
         raise InnerVisionError(
-            f"there is no layer {', '.join(map(str, wrong))}: the model has {lowest}…{num_layers}"
+            f"there is no layer {', '.join(map(str, wrong))}: the model has "
+            + ("vision (-1) and " if has_vision else "")
+            + f"0…{num_layers}"
             + ("" if has_vision else " and no vision stage (-1)")
         )
     return layers

@@ -6,3 +6,8 @@ class InnerVisionError(Exception):
 
     The command line prints the message without a traceback and exits with status 1.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Give the first line of an error's message that says something, or else the error's kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

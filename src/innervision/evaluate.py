@@ -88,7 +88,7 @@ def evaluate(
     Args:
         path: of the run's folder.
         evaluation: what is scored, on which images.
-        overwrite: replace a finished table for other images or other settings.
+        overwrite: score anew where there is a finished table, of whatever images and settings.
         mllm: instead of the one that the run names.
         targets: instead of those that the run names.
         progress: show a bar.
@@ -115,7 +115,7 @@ def evaluate(
         **evaluation.plan(),
         "protocol": trained.protocol,
         "num_images": len(images),
-        "names": images.fingerprint(),
+        "files": images.fingerprint(),
         "batch_size": settings.batch_size,
         "probes": {name: fingerprint(run.probes(name)) for name in names},
     }
@@ -145,8 +145,8 @@ def evaluate(
     on_gpu = mllm.device.type == "cuda"
     loader = load_batches(batches, numbers, workers=settings.workers, pin_memory=on_gpu)
     hidden = not progress or rank.index > 0
-    with tqdm(total=sum(map(len, order)), unit="image", disable=hidden, dynamic_ncols=True) as bar:
-        bar.update(sum(len(order[number]) for number in done))
+    before = sum(len(order[number]) for number in done)
+    with tqdm(total=sum(map(len, order)), initial=before, unit="image", disable=hidden, dynamic_ncols=True) as bar:
         num_layers = len(next(iter(banks.values())).layers)
         began, seen = time.perf_counter(), 0
         for number, batch in zip(numbers, loader, strict=True):

@@ -62,23 +62,23 @@ class ScoreTable:
         self.schema = WEIGHTED_SCHEMA if weighted else SCHEMA
 
     def is_complete(self, overwrite: bool) -> bool:
-        """Tell whether the finished table is there.
+        """Tell whether the finished table is there and may stay.
 
         Raises:
             InnerVisionError: a finished table of another plan is there, and `overwrite` is not asked for.
         """
-        if not (self.path.exists() and self.facts.exists()):
+        if overwrite or not self.path.exists():
             return False
-        other = json.loads(self.facts.read_text())["plan"]
-        if other == self.plan:
-            shutil.rmtree(self.parts, ignore_errors=True)  # left by a process that was killed when it had finished
-            return True
-        if not overwrite:
+        other = _facts(self.path).get("plan", {})
+        if other != self.plan:
             differences = "; ".join(f"{key}: {other.get(key)}" for key in self.plan if other.get(key) != self.plan[key])
             raise InnerVisionError(
                 f"{self.path} holds scores made otherwise ({differences}); add --overwrite to replace them"
             )
-        return False
+        if not (self.facts.exists() and json.loads(self.facts.read_text())["plan"] == self.plan):
+            return False  # it was killed between the two files; its parts are still there
+        shutil.rmtree(self.parts, ignore_errors=True)  # left by a process that was killed when it had finished
+        return True
 
     def open(self) -> None:
         """Make ready for parts: those of the same plan are kept, others go."""
@@ -118,7 +118,8 @@ class ScoreTable:
 
     def finish(self, facts: dict[str, Any], conclude: Conclude) -> None:
         """Join the parts to one table, score what needs all images, and write what it was made from beside it."""
-        with atomic_write(self.path) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
+        schema = self.schema.with_metadata({"plan": json.dumps(self.plan)})
+        with atomic_write(self.path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for path in self._tables():
                 writer.write_table(pq.read_table(path).replace_schema_metadata())
             for scores in conclude(self._kept()):
@@ -179,6 +180,9 @@ class ScoreTable:
         return pa.concat_tables(tables)
 
 
-def _facts(part: Path) -> dict[str, Any]:
-    metadata = pq.read_schema(part).metadata
-    return {name.decode(): json.loads(value) for name, value in metadata.items() if name in (b"images", b"bad")}
+def _facts(table: Path) -> dict[str, Any]:
+    """Read what a part, or the whole, says of itself."""
+    metadata = pq.read_schema(table).metadata or {}
+    return {
+        name.decode(): json.loads(value) for name, value in metadata.items() if name in (b"images", b"bad", b"plan")
+    }

@@ -23,7 +23,7 @@ from transformers import get_cosine_schedule_with_warmup
 from innervision.config import PAPER_TRAINING, VISION, TrainSettings, parse_layers
 from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, Batch, load_batches
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, first_line
 from innervision.files import atomic_write
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
@@ -71,8 +71,8 @@ def fit(
     for name in bad.look_ahead(images):
         tqdm.write(f"left out {name}: {bad.reasons[name]}")
     mllm = mllm or load_mllm(settings)
-    targets = targets or load_experts(settings, mllm)
     layers = parse_layers(settings.layers, mllm.num_layers, mllm.has_vision_layer())
+    targets = targets or load_experts(settings, mllm)
     if settings.layers == "all" and layers[0] != VISION:
         tqdm.write(f"{mllm.name} shows no layer -1 (vision): probing layers 0 to {mllm.num_layers}")
     banks = {
@@ -102,8 +102,13 @@ def fit(
     on_gpu = mllm.device.type == "cuda"
     numbers = range(start, len(batches))
     loader = iter(load_batches(batches, numbers, workers=settings.workers, pin_memory=on_gpu))
-    bar = tqdm(total=len(images) * settings.epochs, unit="image", disable=not progress, dynamic_ncols=True)
-    bar.update(sum(len(micro) for micro in order[:start]))
+    bar = tqdm(
+        total=len(images) * settings.epochs,
+        initial=sum(map(len, order[:start])),
+        unit="image",
+        disable=not progress,
+        dynamic_ncols=True,
+    )
     with bar, stop_signals() as stop, run.log.open("a") as log:
         for step in steps[learner.step :]:
             began = time.perf_counter()
@@ -305,9 +310,12 @@ class Learner:
             for name, bank in self.banks.items():
                 bank.load_state_dict(state["banks"][name])
                 self.totals[name].copy_(state["totals"][name])
-        except (RuntimeError, KeyError, ValueError, OSError, EOFError) as error:
-            raise InnerVisionError(f"cannot resume from {path}: {error}") from error
-        self.step, self.count, self.bad = state["step"], state["count"], state["bad"]
+            self.step, self.count, self.bad = state["step"], state["count"], state["bad"]
+        except Exception as error:  # a broken file can make its reader raise anything
+            raise InnerVisionError(
+                f"cannot resume from {path}, which is broken or of another run: {first_line(error)}\n"
+                "Without it the run begins anew: delete it and call again."
+            ) from error
 
     def _start_step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -367,7 +375,7 @@ def _record(
         "mllm": {"name": mllm.name, "revision": mllm.revision, "num_layers": mllm.num_layers},
         "experts": {target.name: {"name": target.expert, "revision": target.revision} for target in targets},
         "layers": list(layers),
-        "images": {"found": len(images), "missing": len(images.missing), "names": images.fingerprint()},
+        "images": {"found": len(images), "missing": len(images.missing), "files": images.fingerprint()},
         "parameters": {name: sum(p.numel() for p in bank.parameters()) for name, bank in banks.items()},
         "device": str(mllm.device),
         "dtype": str(mllm.dtype).removeprefix("torch."),

@@ -1,5 +1,6 @@
 """The paired difference of two runs: over the images that both have, and with what is common to both cancelled."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ NAMES = [f"{i}.jpg" for i in range(len(EASE))]
 
 def make_run(run: Path, layers: dict[int, np.ndarray], names: list[str] = NAMES, **columns: object) -> Path:
     """Write a run whose probes have the values `layers[layer]`, one for each image; columns are added or replaced."""
+    plan = columns.pop("plan", {})
     parts = [
         pd.DataFrame(
             {
@@ -36,7 +38,14 @@ def make_run(run: Path, layers: dict[int, np.ndarray], names: list[str] = NAMES,
     (run / "scores").mkdir(parents=True)
     (run / "run.yaml").write_text("mllm: world/tuned\n")
     pd.concat(parts, ignore_index=True).to_parquet(run / f"scores/{evaluation}.parquet")
+    (run / f"scores/{evaluation}.json").write_text(json.dumps({"plan": plan}))
     return run
+
+
+def differences(first: Path, second: Path) -> pd.DataFrame:
+    found = compare(first, second)
+    assert not found.left_out
+    return found.differences
 
 
 def row(found: pd.DataFrame, layer: int | None) -> pd.Series:
@@ -46,14 +55,14 @@ def row(found: pd.DataFrame, layer: int | None) -> pd.Series:
 
 def test_a_difference_that_all_images_share_has_no_spread(tmp_path: Path) -> None:
     """The scores of each run vary by about 1 between images, the difference not at all."""
-    found = compare(make_run(tmp_path / "a", {1: EASE + 0.3}), make_run(tmp_path / "b", {1: EASE}))
+    found = differences(make_run(tmp_path / "a", {1: EASE + 0.3}), make_run(tmp_path / "b", {1: EASE}))
     assert row(found, 1)[["mean", "low", "high"]].tolist() == pytest.approx([0.3, 0.3, 0.3])
     assert row(found, 1)["images"] == len(EASE)
 
 
 def test_the_interval_is_scipys_for_the_differences(tmp_path: Path) -> None:
     other = EASE + np.random.default_rng(1).normal(0.2, 0.5, size=len(EASE))
-    found = row(compare(make_run(tmp_path / "a", {1: other}), make_run(tmp_path / "b", {1: EASE})), 1)
+    found = row(differences(make_run(tmp_path / "a", {1: other}), make_run(tmp_path / "b", {1: EASE})), 1)
     expected = bootstrap((other - EASE,), np.mean, method="percentile", rng=0).confidence_interval
     assert found["mean"] == pytest.approx((other - EASE).mean())
     assert found["low"] == pytest.approx(expected.low, abs=0.02)  # 1,000 and 9,999 resamples
@@ -63,14 +72,14 @@ def test_the_interval_is_scipys_for_the_differences(tmp_path: Path) -> None:
 def test_the_other_way_round_is_the_same_with_the_sign_turned(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", {1: EASE**2})
     b = make_run(tmp_path / "b", {1: EASE})
-    there, back = row(compare(a, b), 1), row(compare(b, a), 1)
+    there, back = row(differences(a, b), 1), row(differences(b, a), 1)
     assert there[["mean", "low", "high"]].tolist() == pytest.approx((-back[["mean", "high", "low"]]).tolist())
 
 
 def test_only_images_of_both_runs_count_whatever_their_order(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", {1: EASE + 0.3})
     b = make_run(tmp_path / "b", {1: EASE[:9:-1]}, NAMES[:9:-1])  # the first ten are lacking
-    found = row(compare(a, b), 1)
+    found = row(differences(a, b), 1)
     assert found["images"] == len(EASE) - 10
     assert found[["mean", "low", "high"]].tolist() == pytest.approx([0.3, 0.3, 0.3])
 
@@ -78,7 +87,7 @@ def test_only_images_of_both_runs_count_whatever_their_order(tmp_path: Path) -> 
 def test_the_row_without_a_layer_compares_the_averages_of_models_of_unequal_depth(tmp_path: Path) -> None:
     deep = make_run(tmp_path / "a", {0: EASE + 9, 1: EASE + 1, 2: EASE + 2, 3: EASE + 3})
     shallow = make_run(tmp_path / "b", {1: EASE, 2: EASE + 1})
-    found = compare(deep, shallow)
+    found = differences(deep, shallow)
     assert row(found, None)["mean"] == pytest.approx(2 - 0.5)
     assert sorted(found["layer"].dropna()) == [1, 2]
 
@@ -87,7 +96,7 @@ def test_pairs_weigh_as_many_as_they_are(tmp_path: Path) -> None:
     weights = {"metric": "accuracy", "weight": [3.0, 1.0], "group": None}
     a = make_run(tmp_path / "a", {1: np.array([1.0, 0.0])}, NAMES[:2], **weights)
     b = make_run(tmp_path / "b", {1: np.array([0.0, 0.0])}, NAMES[:2], **weights)
-    assert row(compare(a, b), 1)["mean"] == pytest.approx(3 / 4)
+    assert row(differences(a, b), 1)["mean"] == pytest.approx(3 / 4)
 
 
 def test_runs_without_anything_in_common_are_refused(tmp_path: Path) -> None:
@@ -97,6 +106,39 @@ def test_runs_without_anything_in_common_are_refused(tmp_path: Path) -> None:
     for other in (other_images, other_scores):
         with pytest.raises(InnerVisionError, match="not scored by the same metrics on the same images"):
             compare(a, other)
+
+
+def test_runs_of_equal_depth_are_averaged_over_the_layers_that_both_have(tmp_path: Path) -> None:
+    """The same scores at layers 4 and 8, of a run that was probed at all layers and of one at every fourth."""
+    dense = make_run(tmp_path / "a", {layer: EASE + layer for layer in range(1, 9)})
+    sparse = make_run(tmp_path / "b", {layer: EASE + layer for layer in (4, 8)})
+    found = differences(dense, sparse)
+    assert [row(found, layer)["mean"] for layer in (4, 8, None)] == pytest.approx([0, 0, 0])
+
+
+def test_a_distance_of_sets_is_not_compared_over_a_part_of_the_images(tmp_path: Path) -> None:
+    scores = [{1: EASE}, {1: EASE[1:]}]
+    names = [NAMES, NAMES[1:]]
+    runs = []
+    for i in range(2):
+        distances = make_run(tmp_path / f"{i}", scores[i], names[i], metric="frechet:dino")
+        table = pd.read_parquet(distances / "scores/similarity.parquet")
+        both = pd.concat([table, table.assign(metric="image_cosine:dino")])
+        both.to_parquet(distances / "scores/similarity.parquet")
+        runs.append(distances)
+    found = compare(*runs)
+    assert set(found.differences["metric"]) == {"image_cosine:dino"}
+    assert found.left_out == ["similarity: distances of sets of other images"]
+    assert set(compare(runs[0], runs[0]).differences["metric"]) == {"frechet:dino", "image_cosine:dino"}
+
+
+def test_what_was_scored_otherwise_is_left_out_and_named(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", {1: EASE}, plan={"steps": 10, "files": "x"})
+    b = make_run(tmp_path / "b", {1: EASE}, plan={"steps": 25, "files": "y"})
+    with pytest.raises(InnerVisionError, match=r"similarity: made otherwise \(steps: 10 and 25\)"):
+        compare(a, b)
+    c = make_run(tmp_path / "c", {1: EASE}, plan={"steps": 10, "files": "y"})  # over the images of both
+    assert row(differences(a, c), 1)["mean"] == 0
 
 
 def test_a_run_without_scores_is_named(tmp_path: Path) -> None:

@@ -280,6 +280,32 @@ def test_a_run_may_have_scores_of_a_task_alone(tmp_path):
     assert line(panel, "probe: world/tuned").get_ydata().tolist() == pytest.approx([0.7, 0.8])
 
 
+def test_runs_scored_by_different_metrics_have_a_panel_for_each(tmp_path):
+    runs = [make_run(tmp_path / name, mllm=name, targets=("gen",)) for name in "ab"]
+    for run, model in zip(runs, ("dino", "clip"), strict=True):
+        add_task(run, "gen", f"frechet:{model}", {1: 7.0, 2: 8.0}, mean=9.0)
+    panels = curves_figure(runs).axes
+    assert [panel.get_ylabel().partition("\n")[0] for panel in panels[2:]] == [
+        "Fréchet distance (dino)",
+        "Fréchet distance (clip)",
+    ]
+    lines = [[str(line.get_label()) for line in panel.get_lines()] for panel in panels[2:]]
+    assert ["probe: a" in labels for labels in lines] == [True, False]
+    assert ["probe: b" in labels for labels in lines] == [False, True]
+
+
+def test_what_the_paper_does_not_score_is_drawn_by_the_standard(tmp_path):
+    run = make_run(tmp_path / "run", protocol="paper")
+    add_task(run, "depth", "accuracy", {1: 0.7, 2: 0.8}, mean=0.5)
+    table = pd.read_parquet(run / "scores/depth.parquet")
+    ties = table[table["protocol"] == "standard"].assign(metric="ties")
+    pd.concat([table, ties]).to_parquet(run / "scores/depth.parquet")
+    (label,) = (f"probe: world/tuned{protocol}" for protocol in (", paper protocol",))
+    accuracy, ties = (curves_figure([run], metric).axes[0] for metric in ("accuracy", "ties"))
+    assert line(accuracy, label).get_ydata().tolist() == [0, 0]
+    assert line(ties, label).get_ydata().tolist() == pytest.approx([0.7, 0.8])
+
+
 def test_a_metric_of_a_task_can_be_asked_for(scored_by_tasks):
     [panel] = curves_figure([scored_by_tasks], "miou").axes
     assert panel.get_title() == "seg"
@@ -364,6 +390,11 @@ def test_a_run_without_scores_is_named(tmp_path):
     (tmp_path / "bare/run.yaml").write_text("mllm: world/base\n")
     with pytest.raises(InnerVisionError, match=r"bare has no similarity scores yet.*evaluate similarity"):
         curves_figure([run, tmp_path / "bare"])
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InnerVisionError, match=r"nope does not exist\. Make a run with"):
+        curves_figure([tmp_path / "nope"])
 
 
 def test_an_unknown_metric_names_those_there_are(tmp_path):

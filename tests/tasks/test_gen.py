@@ -301,6 +301,17 @@ def test_features_of_real_images_are_computed_once_for_a_set(
     assert len(list(cache.iterdir())) == 2
 
 
+def test_two_descriptions_by_one_model_are_not_mixed_up(trained: Trained, run: Path, cache: Path) -> None:
+    """The pooled output, and the mean of the tokens, which is not taken from what is kept of the first."""
+    tokens = f"backbone={trained.backbone}"
+    trained.evaluate(run)
+    after = trained.evaluate(run, features=tokens, overwrite=True)
+    assert {metric for metric in after["metric"] if metric.startswith("frechet")} == {"frechet:backbone=dino"}
+    for file in cache.iterdir():
+        file.unlink()
+    pd.testing.assert_frame_equal(trained.evaluate(run, features=tokens, overwrite=True), after)
+
+
 def test_a_broken_file_of_known_features_does_no_harm(
     trained: Trained, run: Path, cache: Path, table: pd.DataFrame
 ) -> None:
@@ -322,7 +333,7 @@ def test_fewer_images_than_features_are_warned_of(
     trained: Trained, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained.evaluate(run)
-    assert "warning: 7 images for 32 features" in capsys.readouterr().err
+    assert "warning: 7 images are fewer than the 32 features" in capsys.readouterr().err
 
 
 def test_result_names_model_and_resizing(trained: Trained, run: Path) -> None:
@@ -339,6 +350,23 @@ def test_other_settings_do_not_replace_scores_unasked(trained: Trained, run: Pat
     trained.evaluate(run)
     with pytest.raises(InnerVisionError, match=r"made otherwise \(guidance: 10.0\); add --overwrite"):
         trained.evaluate(run, guidance=3.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 2000}, "steps is at most 1000"),
+        ({"noise_level": 1000}, "noise_level is at most 999"),
+        ({"size": 17}, "size must be a multiple of"),
+        ({"scheduler": "Foo"}, "there is no scheduler 'Foo'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_drawn(
+    trained: Trained, run: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], says: str
+) -> None:
+    monkeypatch.setattr(trained.target, "decode", lambda *_, **__: pytest.fail("it draws"))
+    with pytest.raises(InnerVisionError, match=says):
+        trained.evaluate(run, **options)
 
 
 def test_one_image_is_no_set(trained: Trained, run: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from innervision.data.images import BadImage, image_size
-from innervision.data.sources import ImageSet, check_inside, images_inside, read_json
+from innervision.data.sources import ImageSet, check_inside, images_inside, read_json, short_hash
 from innervision.errors import InnerVisionError
 
 
@@ -36,9 +36,13 @@ class DA2K:
     pairs: dict[str, PointPairs]
     """By the name of the image; for those that are missing too."""
 
+    def fingerprint(self) -> str:
+        """Give a short hash of what is asked, and of the right answers."""
+        return short_hash([[name, each.points.tolist(), each.closer.tolist()] for name, each in self.pairs.items()])
+
 
 def read_da2k(source: str | Path) -> DA2K:
-    """Read a DA-2K folder, one that holds it as `DA-2K`, or its annotations.json.
+    """Read a DA-2K folder, one that holds it as `DA-2K` or (scenes) `da2k`, or its annotations.json.
 
     The image files are only opened to see that the points lie inside; one that is broken is left for whoever
     reads it.
@@ -49,7 +53,7 @@ def read_da2k(source: str | Path) -> DA2K:
     """
     source = Path(source).expanduser()
     if source.is_dir():
-        places = [source / "annotations.json", source / "DA-2K" / "annotations.json"]
+        places = [source / folder / "annotations.json" for folder in ("", "DA-2K", "da2k")]
         source = next((place for place in places if place.is_file()), places[0])
     content = read_json(source)
     if not isinstance(content, dict) or not content:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from innervision.data.sources import ImageSet, check_inside, find_images, images_inside, read_json
+from innervision.data.sources import ImageSet, check_inside, find_images, images_inside, read_json, short_hash
 from innervision.errors import InnerVisionError
 
 VOID = 255
@@ -59,6 +59,10 @@ class Panoptic:
     """By the name of the image."""
     categories: list[str]
     """Name of each label from 0 on."""
+
+    def fingerprint(self) -> str:
+        """Give a short hash of the annotations; the PNGs are not read for it."""
+        return short_hash([self.categories, [[name, list(each.segments.items())] for name, each in self.maps.items()]])
 
 
 def read_panoptic(source: str | Path, split: str | None = None) -> Panoptic:

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,16 @@ class Curve:
 def _read_curves(
     runs: Sequence[Path], metrics: Sequence[str] | None, labels: Sequence[str] | None
 ) -> tuple[list[Curve], list[str], list[dict[str, str]]]:
-    """Give a curve per run and protocol, their targets in the order of the tables, and by row each target's metric."""
+    """Give a curve per run and protocol, their targets in the order of the tables, and by row each target's metric.
+
+    What was not scored by a run's own protocol has the scores of the standard one.
+    """
     if labels is not None and len(labels) != len(runs):
         raise InnerVisionError(f"{len(labels)} labels for {len(runs)} runs. Give one label per run, or none.")
     curves: list[Curve] = []
-    rows: dict[str, dict[str, str]] = {name: {} for name in metrics or (*SIMILARITY, "task")}
+    rows: dict[str, dict[str, str]] = {name: {} for name in metrics or SIMILARITY}
+    of_tasks: dict[str, list[str]] = {}
+    """Of each target the main metrics of its task; runs may have been scored by different ones."""
     targets: list[str] = []
     for label, run in zip(labels or _default_labels(runs), runs, strict=True):
         evaluations = sorted(path.stem for path in (run / "scores").glob("*.parquet"))
@@ -183,9 +189,12 @@ def _read_curves(
         if metrics is None:
             tasks = {name: scores for name, scores in tables.items() if name != "similarity"}
             found = [name for scores in tasks.values() for name in scores["metric"].unique()]
-            main = [(target, name) for name in in_order(found, METRICS) for target in _targets(tasks, name)]
-            rows["task"] |= dict(reversed(main))
-        names = {name for row in rows.values() for name in row.values()}
+            main: dict[str, str] = {}
+            for name in in_order(found, METRICS):
+                main = dict.fromkeys(_targets(tasks, name), name) | main
+            for target, name in main.items():
+                of_tasks[target] = list(dict.fromkeys([*of_tasks.get(target, []), name]))
+        names = {name for row in rows.values() for name in row.values()} | set(chain(*of_tasks.values()))
         summary = pd.concat(
             [summarize(scores[scores["metric"].isin(names)]) for scores in tables.values() if _has(scores, names)]
         )
@@ -194,8 +203,12 @@ def _read_curves(
             if len(curves) == len(COLORS):
                 raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
             name = label if protocol == "standard" else f"{label}, {protocol} protocol"
-            curves.append(Curve(name, COLORS[len(curves)], summary[summary["protocol"] == protocol]))
-    drawn = [row for row in rows.values() if row]
+            own = summary[summary["protocol"] == protocol]
+            rest = summary[(summary["protocol"] == "standard") & ~summary["metric"].isin(own["metric"])]
+            curves.append(Curve(name, COLORS[len(curves)], pd.concat([own, rest])))
+    most = max(map(len, of_tasks.values()), default=0)
+    below = [{target: names[i] for target, names in of_tasks.items() if i < len(names)} for i in range(most)]
+    drawn = [row for row in [*rows.values(), *below] if row]
     return curves, sorted({target for row in drawn for target in row}, key=targets.index), drawn
 
 
@@ -222,6 +235,9 @@ def _protocols(run: Path, tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def _default_labels(runs: Sequence[Path]) -> list[str]:
     """Name each run by its MLLM, by its folder too where that is not enough, and else by its whole path."""
+    for run in runs:
+        if not (run / "run.yaml").is_file():
+            read_scores(run)  # says what is missing
     mllms = [_mllm(run) for run in runs]
     labels = [
         mllm if mllms.count(mllm) == 1 else f"{mllm} ({run.resolve().name})"

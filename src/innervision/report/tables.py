@@ -1,6 +1,6 @@
 """Scores of a run: read, averaged over images and written as a table for the terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +142,43 @@ def format_table(summary: pd.DataFrame, targets: Iterable[str]) -> str:
     Raises:
         InnerVisionError: the summary does not hold one of the targets.
     """
+    chosen = _choose(summary, targets)
+    return "\n\n".join([_format_tables(chosen, "probe"), _explain(pd.concat(chosen))])
+
+
+def format_differences(differences: pd.DataFrame, targets: Iterable[str]) -> str:
+    """Write rows of `compare` as plain text, as `format_table` does.
+
+    Raises:
+        InnerVisionError: there is none of one of the targets.
+    """
+    chosen = _choose(differences, targets)
+    notes = {
+        "difference": "the score of the first run less that of the second; above 0 the first has the larger score",
+        "[low, high]": "95% interval of the paired difference (bootstrap over images): without 0, the runs differ",
+        "avg": "difference of the averages over decoder layers: over those of both runs, or over each run's own "
+        "where their models are not equally deep",
+    }
+    return "\n\n".join([_format_tables(chosen, "difference"), _write_notes(notes)])
+
+
+def _choose(summary: pd.DataFrame, targets: Iterable[str]) -> list[pd.DataFrame]:
     known = list(summary["target"].unique())
     if unknown := [target for target in targets if target not in known]:
         raise InnerVisionError(f"there are no scores of the target {unknown[0]!r}, only of: {', '.join(known)}")
-    chosen = [summary[summary["target"] == target] for target in targets]
-    tables = [
-        _format_protocol(table[table["protocol"] == protocol])
+    return [summary[summary["target"] == target] for target in targets]
+
+
+def _format_tables(chosen: Sequence[pd.DataFrame], cell: str) -> str:
+    """Write the tables of several targets; `cell` says what a score is."""
+    return "\n\n".join(
+        _format_protocol(table[table["protocol"] == protocol], cell)
         for table in chosen
         for protocol in in_order(table["protocol"], ["standard"])
-    ]
-    return "\n\n".join([*tables, _explain(pd.concat(chosen))])
+    )
 
 
-def _format_protocol(table: pd.DataFrame) -> str:
+def _format_protocol(table: pd.DataFrame, cell: str) -> str:
     rows = table[table["group"].isna()]
     metrics = in_order(rows["metric"], METRICS)
     sources = in_order(rows["source"], SOURCES)
@@ -165,11 +189,12 @@ def _format_protocol(table: pd.DataFrame) -> str:
     lines: list[Line] = [("vision" if layer == -1 else str(layer), "probe", layer) for layer in layers]
     lines += [("avg", "probe", None)] if layers[-1:] > [0] else []
     lines += [(source, source, None) for source in sources if source not in ("probe", "shuffled")]
-    blocks = [_metric_block(metric, rows[rows["metric"] == metric], lines) for metric in metrics]
+    blocks = [_metric_block(metric, rows[rows["metric"] == metric], lines, cell) for metric in metrics]
 
     return "\n".join(
         [
-            f"{rows['target'].iloc[0]}: {images} images, {rows['protocol'].iloc[0]} protocol",
+            f"{rows['target'].iloc[0]}: {images} {'image' if images == '1' else 'images'}, "
+            f"{rows['protocol'].iloc[0]} protocol",
             "",
             _side_by_side(["", "layer", *(label for label, _, _ in lines)], blocks),
             *_format_groups(table[table["group"].notna()], lines),
@@ -196,15 +221,20 @@ def _format_groups(rows: pd.DataFrame, lines: list[Line]) -> Iterator[str]:
 def _explain(rows: pd.DataFrame) -> str:
     """Say what the words of the tables mean."""
     notes = {source: SOURCES.get(source, "") for source in in_order(rows["source"], SOURCES)}
-    notes["[low, high]"] = "95% interval of the mean over the images (bootstrap)"
+    notes["[low, high]"] = "95% interval of the score (bootstrap over the images)"
     layers = _layers(rows)
     decoder = [layer for layer in layers if layer >= 1]
     if layers and layers[0] < 1:
         notes["vision, 0"] = "the output of the vision tower, and the embeddings that enter the decoder"
     if decoder:
-        notes["avg"] = f"average over the decoder layers, {decoder[0]} to {decoder[-1]}"
+        span = f"s, {decoder[0]} to {decoder[-1]}" if len(decoder) > 1 else f", {decoder[0]}"
+        notes["avg"] = f"average over the decoder layer{span}"
     keys = [metric.partition(":")[0] for metric in in_order(rows["metric"], METRICS)]
     notes |= dict(METRICS[key] for key in keys if key in METRICS)
+    return _write_notes(notes)
+
+
+def _write_notes(notes: Mapping[str, str]) -> str:
     return "\n".join(f"{name:<18}  {meaning}" for name, meaning in notes.items())
 
 
@@ -212,11 +242,11 @@ def _layers(rows: pd.DataFrame) -> list[int]:
     return sorted(int(layer) for layer in rows["layer"].dropna().unique())
 
 
-def _metric_block(metric: str, rows: pd.DataFrame, lines: list[Line]) -> list[str]:
+def _metric_block(metric: str, rows: pd.DataFrame, lines: list[Line], name: str) -> list[str]:
     """Give two header lines and the cells of `lines`, right-aligned to one width."""
     cells = _cells(rows)
     shuffled = "shuffled" in set(rows["source"])
-    block = [metric_name(metric), "probe [low, high]" + shuffled * " shuffled"]
+    block = [metric_name(metric), f"{name} [low, high]" + shuffled * " shuffled"]
     beside = [_number(cells.get(("shuffled", layer))) if source == "probe" else "" for _, source, layer in lines]
     for (_, source, layer), other in zip(lines, beside, strict=True):
         cell = _with_interval(cells.get((source, layer)))

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImag
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, first_line
 from innervision.identity import hub_commit, locate
 
 
@@ -138,8 +138,3 @@ class Checkpoint:
             raise InnerVisionError(reason) from error
         finally:
             transformers_logging.set_verbosity(verbosity)
-
-
-def first_line(error: Exception) -> str:
-    """Give the first line of an error's message that says something, or else the error's kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

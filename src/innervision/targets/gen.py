@@ -119,6 +119,24 @@ class Head(nn.Module):
         )
         return cls(pipeline, _empty_prompt(checkpoint))
 
+    def check(self, settings: DrawSettings) -> None:
+        """See that images can be drawn so.
+
+        Raises:
+            InnerVisionError: the settings do not fit the model.
+        """
+        most = {
+            "steps": self._scheduler(settings.scheduler).config.num_train_timesteps,
+            "noise_level": self.pipeline.image_noising_scheduler.config.num_train_timesteps - 1,
+        }
+        for name, bound in most.items():
+            if getattr(settings, name) > bound:
+                raise InnerVisionError(f"gen: {name} is at most {bound}, not {getattr(settings, name)}")
+        if settings.size is not None and settings.size % self.pipeline.vae_scale_factor:
+            raise InnerVisionError(
+                f"gen: size must be a multiple of {self.pipeline.vae_scale_factor}, not {settings.size}"
+            )
+
     def forward(self, embeddings: Tensor, seeds: Sequence[int], settings: DrawSettings) -> Tensor:
         """Draw images (B, 3, H, W), 0…1, from embeddings (B, C).
 

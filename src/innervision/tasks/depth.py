@@ -1,7 +1,7 @@
 """Depth: of two points, which is closer? Scored on DA-2K."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,11 @@ class Depth(Task):
         self.settings = settings
         benchmark = read_da2k(settings.data)
         self.images, self.pairs = benchmark.images, benchmark.pairs
+        self.annotations = benchmark.fingerprint()
+
+    def plan(self) -> dict[str, Any]:
+        """Name the pairs. See `Evaluation.plan`."""
+        return {"annotations": self.annotations}
 
     def truth(self, name: str, image: Image) -> Question:
         """Give the image's pairs. See `Task.truth`."""

@@ -110,7 +110,10 @@ class Evaluation(ABC):
 
     @abstractmethod
     def plan(self) -> dict[str, Any]:
-        """Say what the scores depend on apart from the run, in values of JSON: what has another plan is not mixed."""
+        """Say what the scores depend on apart from the run and the images, in values of JSON.
+
+        What has another plan is not mixed.
+        """
 
     @abstractmethod
     def prepare(self, targets: Sequence[Target]) -> None:

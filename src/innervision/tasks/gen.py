@@ -34,7 +34,7 @@ from innervision.probes import ProbeBank
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
 from innervision.tasks.evaluation import Comparison, Kept, Label, Scores
-from innervision.tasks.image_features import InceptionTarget, Squash, load_image_features
+from innervision.tasks.image_features import InceptionTarget, PooledTarget, Squash, load_image_features
 from innervision.tasks.task import Task
 
 Pixels = Callable[[Sequence[Image]], Tensor]
@@ -68,9 +68,9 @@ class Gen(Task):
         require(len(self.images) > 1, f"{settings.data} holds one image; sets are compared, so give more")
 
     def plan(self) -> dict[str, Any]:
-        """Name the images, the features and how images are drawn. See `Evaluation.plan`."""
+        """Name the features and how images are drawn. See `Evaluation.plan`."""
         settings = asdict(self.settings)
-        names = ["data", "features", "save_images", *(field.name for field in fields(DrawSettings))]
+        names = ["features", "save_images", *(field.name for field in fields(DrawSettings))]
         return {name: settings[name] for name in names}
 
     def prepare(self, targets: Sequence[Target]) -> None:
@@ -78,16 +78,18 @@ class Gen(Task):
         [target] = targets
         if not isinstance(target, GenTarget):
             raise InnerVisionError(f"the task gen needs a Stable unCLIP, not {type(target).__name__}")
+        head: Any = target.head
+        head.check(self.settings)
         target.draw = self.settings
         self.model = load_image_features(self.settings.features, target.device)
         self.views: dict[Protocol, Pixels] = {"standard": self.model.preparer}
         if isinstance(self.model, InceptionTarget):
             self.views["paper"] = Squash(PAPER_SIDE)
         self.known = self._read_known()
-        if len(self.images) < self.model.width:
+        if len(self.images) < self.model.width and os.environ.get("RANK", "0") == "0":
             tqdm.write(
-                f"warning: {len(self.images)} images for {self.model.width} features: Fréchet distances are far too "
-                "large, and compare only with those over as many images; the kernel distance is not biased",
+                f"warning: {len(self.images)} images are fewer than the {self.model.width} features: Fréchet distances "
+                "come out far too large. Compare them only over the same images; kernel distances are not biased",
                 file=sys.stderr,
             )
 
@@ -157,6 +159,8 @@ class Gen(Task):
         if isinstance(self.model, InceptionTarget):
             return "fid", "kid", "image_cosine"
         model = self.model.expert.rpartition("/")[2]
+        if not isinstance(self.model, PooledTarget):  # other features of what may be the same model
+            model = f"{self.model.name}={model}"
         return f"frechet:{model}", f"kernel:{model}", f"image_cosine:{model}"
 
     def _describe(self, pixels: Tensor) -> Tensor:
@@ -171,7 +175,8 @@ class Gen(Task):
     def _cache(self) -> Path:
         """Give the file in which the features of the real images are kept for other runs."""
         files = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in self.images.paths]
-        content = [self.images.names, files, self.model.expert, self.model.revision, repr(self.views)]
+        model = [self.model.name, self.model.expert, self.model.revision]
+        content = [self.images.names, files, model, repr(self.views)]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cache / "innervision" / "features" / f"{digest}.safetensors"

@@ -41,8 +41,13 @@ class Seg(Task):
         self.settings = settings
         benchmark = read_panoptic(settings.data, scored_split(settings.data))
         self.images, self.maps, self.categories = benchmark.images, benchmark.maps, benchmark.categories
+        self.annotations = benchmark.fingerprint()
         self.classes: list[int] = []
         """Of each category the expert's class."""
+
+    def plan(self) -> dict[str, Any]:
+        """Name the maps. See `Evaluation.plan`."""
+        return {"annotations": self.annotations}
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Find the expert's class of each category. See `Evaluation.prepare`.

@@ -37,8 +37,8 @@ class Similarity(Evaluation):
         return list(targets)
 
     def plan(self) -> dict[str, Any]:
-        """Name the images. See `Evaluation.plan`."""
-        return {"images": self.settings.images}
+        """Add nothing to the images. See `Evaluation.plan`."""
+        return {}
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Take any expert. See `Evaluation.prepare`."""

@@ -69,8 +69,8 @@ class Task(Evaluation):
         return [self.target]
 
     def plan(self) -> dict[str, Any]:
-        """Name the benchmark. See `Evaluation.plan`."""
-        return {"data": self.settings.data}
+        """Add nothing to the images, unless a task asks more of them. See `Evaluation.plan`."""
+        return {}
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Take any expert, unless a task knows better. See `Evaluation.prepare`."""
