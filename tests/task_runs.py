@@ -1,6 +1,6 @@
 """A trained run of tiny real models with benchmarks for both tasks, in a folder; and a script that scores it.
 
-python task_runs.py evaluate FOLDER RUN TASK     (also under torchrun)
+python task_runs.py FOLDER RUN TASK …     (also under torchrun)
 """
 
 import json
@@ -124,5 +124,6 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)  # several processes share the machine
-    _, root, run, task = sys.argv[1:]
-    print(evaluate(Path(root), Path(run), task))
+    folder, trained, *tasks = sys.argv[1:]
+    for name in tasks:
+        print(evaluate(Path(folder), Path(trained), name))

@@ -1,7 +1,8 @@
 """The depth expert of the world: a Depth Anything whose DINOv2 sees a scene as 8 × 8 patches.
 
 It learns nearness, the logarithm of inverse depth scaled to 0 (the sky) … 1 (`NEAREST`), from the scenes alone.
-First the backbone learns alone, with a linear reading of its last feature as bins of nearness; then all of it.
+First the backbone learns, with a linear reading of its last feature as bins of nearness; then, on the frozen backbone,
+neck and head.
 """
 
 import math
@@ -28,12 +29,12 @@ ZOOM = 3
 """The target squashes images to 336 pixels a side, three times a scene's; training works at a scene's own."""
 NEAREST = 0.8
 """Metres; hardly a point of any scene is nearer."""
-STEPS = (7000, 900)
-"""Of the backbone alone, and of the whole."""
+STEPS = (24_000, 3000)
+"""Of the backbone, and of neck and head."""
 BINS, COARSE = 24, 2
-"""The backbone alone learns which of so many equal bins of nearness a square of COARSE pixels a side is in."""
+"""The backbone learns which of so many equal bins of nearness a square of COARSE pixels a side is in."""
 BATCH, LR = 16, 2e-3
-WIDTH, BLOCKS = 80, 4
+WIDTH, BLOCKS = 96, 5
 MEAN, STD = 0.5, 0.25
 THINGS = [category["isthing"] for category in CATEGORIES]
 
@@ -52,11 +53,12 @@ def train(out: Path, scenes: Scenes, seed: int, *, effort: float = 1.0, progress
     def draw() -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (B, 3, H, W), nearness (B, H, W), and what a pixel counts: fourfold on an object."""
         images, depths, labels = draw_batch(scenes, dice, BATCH)
+        images = images[:, dice.permutation(3)]  # other colours, the same depth
         pixels = (squash @ images @ squash.T - MEAN) / STD
         weight = 1.0 + 3.0 * torch.tensor(THINGS)[labels]
         return pixels.to(model.device), nearness(depths).to(model.device), (weight / weight.mean()).to(model.device)
 
-    def alone(step: int) -> Tensor:
+    def read(step: int) -> Tensor:
         """Cross entropy with the two bins that a nearness lies between: it learns faster than absolute error."""
         pixels, truth, weight = draw()
         truth, weight = (maps[:, ::COARSE, ::COARSE] for maps in (truth, weight))
@@ -68,18 +70,20 @@ def train(out: Path, scenes: Scenes, seed: int, *, effort: float = 1.0, progress
         lower, upper = (scores.gather(1, (below.long() + up)[:, None])[:, 0] for up in (0, 1))
         return -(weight * (lower * (1 - share) + upper * share)).mean()
 
-    def whole(step: int) -> Tensor:
+    def decoded(step: int) -> Tensor:
         pixels, truth, weight = draw()
-        features = model.backbone(pixels).feature_maps
+        with torch.no_grad():
+            features = model.backbone(pixels).feature_maps
         half = BATCH // 2  # of the other half the last feature is decoded alone, as tasks decode a prediction
         mixed = [torch.cat([feature[:half], features[-1][half:]]) for feature in features]
         return (weight * (decode(model, mixed) - truth).abs()).mean()
 
     steps = [max(1, round(count * effort)) for count in STEPS]
     learners, saved = nn.ModuleList([model.backbone, reading]), out / "backbone.safetensors"
-    optimize(learners, alone, steps[0], LR, saved=saved, label="depth backbone", progress=progress)
+    optimize(learners, read, steps[0], LR, saved=saved, label="depth backbone", progress=progress)
     dice = np.random.default_rng((seed, 1))
-    optimize(model, whole, steps[1], LR / 2, label="depth", progress=progress)
+    learners = nn.ModuleList([model.neck, model.head])
+    optimize(learners, decoded, steps[1], LR, label="depth head", progress=progress)
     save_half(enlarge(model), out / "depth")
     processor = hf.DPTImageProcessor(
         size={"height": ZOOM * SIZE, "width": ZOOM * SIZE},
@@ -122,9 +126,10 @@ def measure(models: Path, *, progress: bool = True, count: int = 500) -> list[Se
     made = (
         f"`DepthAnythingForDepthEstimation`, a DINOv2 of {BLOCKS} blocks of width {WIDTH} that sees {SIDE} × {SIDE} "
         f"patches, {millions:.2f} M parameters. {STEPS[0]} steps of {BATCH} scenes for the backbone with a linear "
-        f"reading of its last feature as {BINS} bins of nearness, {STEPS[1]} for the whole, half of which are decoded "
-        "from all blocks and half from the last alone. Loss: cross entropy of the bins, then the absolute error of the "
-        "logarithm of inverse depth; objects count fourfold."
+        f"reading of its last feature as {BINS} bins of nearness; then, on the frozen backbone, {STEPS[1]} for neck "
+        "and head, half of the scenes decoded from all blocks and half from the last alone. Loss: cross entropy of the "
+        "bins, then the absolute error of the logarithm of inverse depth; objects count fourfold. The colour channels "
+        "of every batch change places."
     )
     figures = [
         Figure("pairs ordered right, %", score["expert"], {"mean depth map": score["mean depth map"]}, pairs),
@@ -148,9 +153,9 @@ def make_model(size: int) -> Any:
         ),
         patch_size=size // SIDE,
         reassemble_hidden_size=WIDTH,
-        neck_hidden_sizes=[16, 16, 24, 24],
-        fusion_hidden_size=16,
-        head_hidden_size=8,
+        neck_hidden_sizes=[24, 24, 32, 32],
+        fusion_hidden_size=24,
+        head_hidden_size=12,
     )
     model: Any = hf.DepthAnythingForDepthEstimation(config)
     nn.init.constant_(model.head.conv3.bias, 0.5)  # so that the last ReLU passes a gradient from the start
