@@ -46,7 +46,7 @@ def test_the_packages_depth_expert_orders_pairs_that_the_place_does_not() -> Non
     (section,) = train_depth.measure(MODELS, progress=False, count=120)
     plain, decoded = section.figures
     assert min(plain.value, decoded.value) > 85
-    assert max(*plain.baselines.values(), *decoded.baselines.values()) < 62
+    assert max(*plain.baselines.values(), *decoded.baselines.values()) < 70
 
 
 def test_the_packages_segmentation_expert_knows_every_shape() -> None:
