@@ -66,6 +66,7 @@ def fit(
         raise InnerVisionError("training runs in one process; start it without torchrun or accelerate launch")
     run = RunFolder(settings.out)
     run.check_free(settings, resume)
+    trackers = _trackers(settings, run.path)
     images = find_images(settings.images)
     bad = BadImages(images, settings.max_bad)
     for name in bad.look_ahead(images):
@@ -89,7 +90,7 @@ def fit(
         if run.state.exists():
             learner.restore(run.state)
         bad.add(list(learner.bad.items()))
-    track = _trackers(settings, run.path)
+    track = _start(trackers, settings)
     run.write_settings(settings, record)
     if bad.reasons:
         run.write_bad_images(bad.reasons)
@@ -395,16 +396,22 @@ def _cut_log(path: Path, step: int) -> None:
         temporary.write_text("".join(kept))
 
 
-def _trackers(settings: TrainSettings, path: Path) -> Callable[[dict[str, float] | None, int], None]:
-    """Give a function that sends values to Accelerate's trackers, and closes them when called with None."""
+def _trackers(settings: TrainSettings, path: Path) -> Any:
+    """Find Accelerate's trackers; they are not started yet."""
     if not settings.trackers:
-        return lambda values, step: None
+        return None
     from accelerate import Accelerator
 
     try:
-        accelerator = Accelerator(cpu=True, log_with=settings.trackers.split(","), project_dir=path / "train")
+        return Accelerator(cpu=True, log_with=settings.trackers.split(","), project_dir=path / "train")
     except (ValueError, ImportError) as error:
         raise InnerVisionError(f"trackers={settings.trackers!r} cannot be used: {error}") from error
+
+
+def _start(accelerator: Any, settings: TrainSettings) -> Callable[[dict[str, float] | None, int], None]:
+    """Give a function that sends values to the trackers, and closes them when called with None."""
+    if accelerator is None:
+        return lambda values, step: None
     accelerator.init_trackers(
         "innervision",
         config={k: v for k, v in asdict(settings).items() if not isinstance(v, dict | type(None))},
