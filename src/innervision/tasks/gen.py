@@ -158,9 +158,11 @@ class Gen(Task):
         """Name the metrics; those on other features than Inception's name the model."""
         if isinstance(self.model, InceptionTarget):
             return "fid", "kid", "image_cosine"
-        model = self.model.expert.rpartition("/")[2]
-        if not isinstance(self.model, PooledTarget):  # other features of what may be the same model
-            model = f"{self.model.name}={model}"
+        model = self.model.expert
+        if not model.startswith("world/"):
+            model = model.rpartition("/")[2]
+            if not isinstance(self.model, PooledTarget):  # other features of what may be the same model
+                model = f"{self.model.name}={model}"
         return f"frechet:{model}", f"kernel:{model}", f"image_cosine:{model}"
 
     def _describe(self, pixels: Tensor) -> Tensor:
