@@ -46,7 +46,7 @@ def run_demo(out: Path) -> None:
     Raises:
         InnerVisionError: the folder holds something else, or the disk is full.
     """
-    demonstrate(out, train=480, val=64, epochs=4)
+    demonstrate(out, train=384, val=56, epochs=4)
 
 
 def demonstrate(out: Path, train: int, val: int, epochs: int, *, progress: bool = True) -> list[Path]:
