@@ -45,6 +45,7 @@ def test_layers_that_are_not_there_are_named() -> None:
         ({"max_bad": -0.1}, "max_bad"),
         ({"clip": 0.0}, "clip"),
         ({"workers": -1}, "workers"),
+        ({"layers": "foo"}, "layers=.foo. is not all, decoder"),
         ({"quantization": "4bit", "random_weights": "llm"}, "cannot be combined"),
     ],
 )

@@ -132,6 +132,13 @@ def test_a_distance_of_sets_is_not_compared_over_a_part_of_the_images(tmp_path: 
     assert set(compare(runs[0], runs[0]).differences["metric"]) == {"frechet:dino", "image_cosine:dino"}
 
 
+def test_runs_without_a_common_metric_in_a_table_are_refused(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", {1: EASE}, metric="image_cosine:dino")
+    b = make_run(tmp_path / "b", {1: EASE}, metric="image_cosine:clip")
+    with pytest.raises(InnerVisionError, match="not scored by the same metrics on the same images"):
+        compare(a, b)
+
+
 def test_what_was_scored_otherwise_is_left_out_and_named(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", {1: EASE}, plan={"steps": 10, "files": "x"})
     b = make_run(tmp_path / "b", {1: EASE}, plan={"steps": 25, "files": "y"})
