@@ -91,7 +91,7 @@ class StandInMLLM:
     def width(self, layer: int) -> int:
         return WIDTH
 
-    def visit(self, inputs: KnownInputs, visitor, layers, *, tokens: str = "all") -> None:  # type: ignore[no-untyped-def]
+    def visit(self, inputs: KnownInputs, visitor, layers, *, tokens: str = "all") -> None:
         batch = len(inputs.features)
         mask = torch.ones(batch, TOKENS, dtype=torch.bool)
         with torch.no_grad():

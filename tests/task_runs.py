@@ -101,7 +101,7 @@ def write_panoptic(root: Path) -> None:
     (root / "annotations/panoptic_val2017.json").write_text(json.dumps(content))
 
 
-def evaluate(root: Path, run: Path, task: str, models: tuple[MLLM, list[Target]] | None = None, **options) -> Path:  # type: ignore[no-untyped-def]
+def evaluate(root: Path, run: Path, task: str, models: tuple[MLLM, list[Target]] | None = None, **options) -> Path:
     """Score a copy of the run; options are settings."""
     mllm, targets = models or (load_mllm(root), load_targets(root))
     how = {"mllm": mllm, "targets": targets, "progress": False, "overwrite": options.pop("overwrite", False)}

@@ -45,12 +45,16 @@ def failure(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return status, capsys.readouterr().err
 
 
-def test_train_evaluate_plot(
-    words: list[str], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = str(tmp_path / "run")
+@pytest.fixture
+def run(words: list[str], models: Path, tmp_path: Path) -> str:
+    """The folder of a run that was trained and scored."""
+    folder = str(tmp_path / "run")
     assert main(words) == 0
-    assert main(["evaluate", "similarity", run, "--images", str(models / "val"), "--workers", "0"]) == 0
+    assert main(["evaluate", "similarity", folder, "--images", str(models / "val"), "--workers", "0"]) == 0
+    return folder
+
+
+def test_train_evaluate_plot(capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path) -> None:
     assert main(["plot", run, "--out", str(tmp_path / "figure.png")]) == 0
     shown = capsys.readouterr().out
     assert "gen: 4 images, standard protocol" in shown
@@ -78,12 +82,7 @@ def test_a_run_that_was_moved_is_resumed_where_it_is(
     assert not (tmp_path / "run").exists()
 
 
-def test_comparing_a_run_with_itself_shows_no_difference(
-    words: list[str], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = str(tmp_path / "run")
-    assert main(words) == 0
-    assert main(["evaluate", "similarity", run, "--images", str(models / "val"), "--workers", "0"]) == 0
+def test_comparing_a_run_with_itself_shows_no_difference(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["compare", run, run]) == 0
     shown = capsys.readouterr().out

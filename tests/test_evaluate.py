@@ -46,7 +46,7 @@ class Trained:
         fit(settings, mllm=self.mllm, targets=self.targets, progress=False)
 
     def evaluate(self, run: Path, **options: object) -> pd.DataFrame:
-        settings = EvaluateSettings(**{"images": str(self.images), "batch_size": 4, "workers": 0, **options})  # type: ignore[arg-type]
+        settings = EvaluateSettings(**{"images": str(self.images), "batch_size": 4, "workers": 0, **options})
         return pd.read_parquet(evaluate_similarity(run, settings, mllm=self.mllm, targets=self.targets, progress=False))
 
 

@@ -269,12 +269,14 @@ def test_two_processes_write_the_tables_of_one(world: World, run: Path, tmp_path
     start(*torchrun, SCRIPT, world.root, run, "similarity", "depth")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as they have
-    for task in ("similarity", "depth"):
-        before, after = world.evaluate(alone, task), pd.read_parquet(run / f"scores/{task}.parquet")
-        pd.testing.assert_frame_equal(after, before)
+    try:
+        tables = {task: world.evaluate(alone, task) for task in ("similarity", "depth")}
+    finally:
+        torch.set_num_threads(threads)
+    for task, before in tables.items():
+        pd.testing.assert_frame_equal(pd.read_parquet(run / f"scores/{task}.parquet"), before)
         facts = [json.loads((each / f"scores/{task}.json").read_text()) for each in (run, alone)]
         assert facts[0] == facts[1]
-    torch.set_num_threads(threads)
 
 
 def test_killed_at_twenty_random_points_it_ends_with_the_same_table(

@@ -30,12 +30,12 @@ def curve(tmp_path: Path, mllm: StandInMLLM, positions: bool = False) -> pd.Data
         workers=0,
     )
     target = KnownTarget()
-    fit(settings, mllm=mllm, targets=[target], progress=False)  # type: ignore[arg-type, list-item]
+    fit(settings, mllm=mllm, targets=[target], progress=False)
     scores = evaluate_similarity(
         tmp_path / "run",
         EvaluateSettings(images=str(val), workers=0),
-        mllm=mllm,  # type: ignore[arg-type]
-        targets=[target],  # type: ignore[list-item]
+        mllm=mllm,
+        targets=[target],
         progress=False,
     )
     return summarize(pd.read_parquet(scores)).set_index(["source", "layer", "metric"]).sort_index()

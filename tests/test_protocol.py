@@ -242,7 +242,7 @@ def test_paper_reads_all_tokens_without_positions() -> None:
     required = {"mllm": "a", "images": "b", "out": "c", "protocol": "paper"}
     for setting in ({"tokens": "image"}, {"probe": ProbeSettings(positions=True)}):
         with pytest.raises(InnerVisionError, match="protocol=paper reads all tokens, without positions"):
-            TrainSettings(**(required | setting))  # type: ignore[arg-type]
+            TrainSettings(**(required | setting))
 
 
 @pytest.mark.parametrize("target", ["depth", "seg", "gen"])

@@ -162,7 +162,7 @@ def test_the_learning_rate_rises_and_falls_along_a_cosine(settings: TrainSetting
 
     write_noise_images(tmp_path / "images", 10)
     settings = replace(settings, images=str(tmp_path / "images"), targets="known", epochs=10, batch_size=1, warmup=0.1)
-    fit(settings, mllm=StandInMLLM(1), targets=[KnownTarget()], progress=False)  # type: ignore[arg-type, list-item]
+    fit(settings, mllm=StandInMLLM(1), targets=[KnownTarget()], progress=False)
     log = [json.loads(line) for line in (Path(settings.out) / "train/log.jsonl").read_text().splitlines()]
     for line in log:
         done = line["step"] - 1  # the first step is taken with the schedule's value at 0
@@ -178,7 +178,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     broken = replace(settings, out=str(tmp_path / "stopped"), save_every=500)
     stopping = [StopAt(targets[0], 5, sent), targets[1]]
     with pytest.raises(Stopped, match="stopped after step 2 of 6"):
-        fit(broken, mllm=mllm, targets=stopping, progress=False)  # type: ignore[arg-type]
+        fit(broken, mllm=mllm, targets=stopping, progress=False)
     assert not list((Path(broken.out) / "probes").glob("*"))
     fit(broken, resume=True, mllm=mllm, targets=targets, progress=False)
     assert_same_bits(weights(settings.out), weights(broken.out))
@@ -236,7 +236,7 @@ def test_a_broken_state_is_a_clear_error(
 ) -> None:
     stopping = [StopAt(targets[0], 5, signal.SIGTERM), targets[1]]
     with pytest.raises(Stopped):
-        fit(settings, mllm=mllm, targets=stopping, progress=False)  # type: ignore[arg-type]
+        fit(settings, mllm=mllm, targets=stopping, progress=False)
     state = Path(settings.out) / "train/state.pt"
     state.write_bytes(content)
     with pytest.raises(InnerVisionError, match=r"cannot resume from .*state\.pt, which is broken"):
@@ -275,7 +275,7 @@ def test_a_run_is_not_resumed_with_other_images_or_another_model(
     images = write_noise_images(tmp_path / "images", 6, size=(40, 60))
     settings = replace(settings, images=str(images))
     with pytest.raises(Stopped):
-        fit(settings, mllm=mllm, targets=[StopAt(targets[0], 1, signal.SIGTERM)], progress=False)  # type: ignore[list-item]
+        fit(settings, mllm=mllm, targets=[StopAt(targets[0], 1, signal.SIGTERM)], progress=False)
     (images / "0002.png").rename(images / "renamed.png")
     with pytest.raises(InnerVisionError, match="its images changed"):
         fit(settings, resume=True, mllm=mllm, targets=targets[:1], progress=False)
@@ -296,7 +296,7 @@ def test_a_finished_run_has_nothing_to_resume(settings: TrainSettings, mllm: MLL
     fit(settings, mllm=mllm, targets=targets, progress=False)
     before = weights(settings.out)
     stopping = [StopAt(target, 1, signal.SIGTERM) for target in targets]
-    banks = fit(settings, resume=True, mllm=mllm, targets=stopping, progress=False)  # type: ignore[arg-type]
+    banks = fit(settings, resume=True, mllm=mllm, targets=stopping, progress=False)
     assert list(banks) == ["depth", "gen"]
     assert_same_bits(before, weights(settings.out))
 
@@ -393,7 +393,7 @@ def test_a_loss_that_is_not_finite_is_an_error(settings: TrainSettings, mllm: ML
             return self.target.encode(pixels) * float("nan")
 
     with pytest.raises(InnerVisionError, match="loss of gen at layer -1 is nan"):
-        fit(settings, mllm=mllm, targets=[targets[0], Broken(targets[1], 0, 0)], progress=False)  # type: ignore[list-item]
+        fit(settings, mllm=mllm, targets=[targets[0], Broken(targets[1], 0, 0)], progress=False)
 
 
 def test_clipping_is_per_probe(settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.isdigit() or content is None:
             self.send_error(int(fault or 404))
             return
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and "no range" not in fault else 0  # type: ignore[index]
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and "no range" not in fault else 0
         if fault == "wrong range":
             start += 1
         if fault == "stall":

@@ -125,7 +125,7 @@ def test_value_of_an_image_is_the_slope_of_the_distance_by_its_weight(images: in
 
 @pytest.mark.parametrize("by_image", [frechet_by_image, kernel_by_image])
 @pytest.mark.parametrize(("images", "width"), [(200, 4), (60, 40)])
-def test_spread_over_images_tells_the_spread_of_the_distance_over_data_sets(by_image, images: int, width: int) -> None:  # type: ignore[no-untyped-def]
+def test_spread_over_images_tells_the_spread_of_the_distance_over_data_sets(by_image, images: int, width: int) -> None:
     values = [by_image(*pairs(images, width, seed)) for seed in range(200)]
     truth = np.std([value.mean() for value in values])
     told = np.mean([value.std(ddof=1) / np.sqrt(images) for value in values])

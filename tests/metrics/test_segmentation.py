@@ -44,7 +44,7 @@ def test_overlap_is_scikit_learns_jaccard_where_void_is_left_out(maps: tuple[tor
 def test_counts_add_up_over_images(maps: tuple[torch.Tensor, torch.Tensor]) -> None:
     prediction, truth = maps
     parts = sum(count_pixels(prediction[rows], truth[rows], CLASSES) for rows in (slice(0, 7), slice(7, 30)))
-    assert torch.equal(parts, count_pixels(prediction, truth, CLASSES))  # type: ignore[arg-type]
+    assert torch.equal(parts, count_pixels(prediction, truth, CLASSES))
 
 
 def test_the_paper_score_is_the_originals(shared: Path) -> None:

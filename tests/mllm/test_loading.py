@@ -90,7 +90,7 @@ def test_quantization_goes_to_the_library_as_its_own_config(
 
     monkeypatch.setattr("innervision.mllm.model.AutoModelForImageTextToText.from_pretrained", spy)
     with pytest.raises(InnerVisionError, match="enough seen"):
-        MLLM.load(str(llava), device="cpu", quantization=bits)  # type: ignore[arg-type]
+        MLLM.load(str(llava), device="cpu", quantization=bits)
     assert getattr(seen["quantization_config"], option) is True
 
 

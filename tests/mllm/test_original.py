@@ -117,7 +117,7 @@ def test_prompts_are_those_of_the_original(shared: Path) -> None:
         if name == "train_preprocess_multimodal":
             continue
         kind, template, *prompt = name.split("|")
-        processor = OriginalProcessor(None, None, template, 1, 0, True)  # type: ignore[arg-type]
+        processor = OriginalProcessor(None, None, template, 1, 0, True)
         reply = "n" if kind == "train" else None
         assert processor.text(prompt[0] if prompt else PROMPT, reply) == expected
         checked += 1
@@ -126,7 +126,7 @@ def test_prompts_are_those_of_the_original(shared: Path) -> None:
 
 def test_training_ids_with_the_reply_are_those_of_the_original(shared: Path, checkpoints: Path) -> None:
     expected = json.loads((shared / "golden/misc/prompts.json").read_text())["train_ids_with_tiny_tokenizer"]
-    tokenizer = Tokenizer.load(str(checkpoints / "base-tiny-llava-llama3"), None, None)  # type: ignore[arg-type]
+    tokenizer = Tokenizer.load(str(checkpoints / "base-tiny-llava-llama3"), None, None)
     for template in ("llava_llama_3", "llava_phi_3"):
         processor = OriginalProcessor(tokenizer, None, template, 1, 0, True)
         assert processor.token_ids(PROMPT, "n") == expected[template]["input_ids"]
@@ -315,7 +315,7 @@ def test_a_convnext_tower_of_full_size_takes_every_tensor_of_the_published_one(s
         def shapes(self, wanted: list[str]) -> dict[str, tuple[int, ...]]:
             return {key: tuple(keys[key]) for key in wanted}
 
-    config, size = convnext_config("model", TOWER, Listed())  # type: ignore[arg-type]
+    config, size = convnext_config("model", TOWER, Listed())
     assert (config.hidden_size, size) == (3072, 768)
     with torch.device("meta"):
         tower = TimmWrapperModel(config)
@@ -437,7 +437,7 @@ def test_text_is_split_as_by_the_fast_tokenizer_of_llama(legacy: bool, tmp_path:
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "add_bos_token": True, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = Tokenizer.load(str(folder), None, None)  # type: ignore[arg-type]
+    tokenizer = Tokenizer.load(str(folder), None, None)
     fast = hf.LlamaTokenizer.from_pretrained(folder)
     assert tokenizer.bos == [1]
     for text in (

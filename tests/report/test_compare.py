@@ -146,6 +146,9 @@ def test_what_was_scored_otherwise_is_left_out_and_named(tmp_path: Path) -> None
         compare(a, b)
     c = make_run(tmp_path / "c", {1: EASE}, plan={"steps": 10, "files": "y"})  # over the images of both
     assert row(differences(a, c), 1)["mean"] == 0
+    truths = [make_run(tmp_path / name, {1: EASE}, plan={"annotations": name}) for name in ("d", "e")]
+    with pytest.raises(InnerVisionError, match=r"made otherwise \(annotations: d and e\)"):
+        compare(*truths)  # the right answers may be others
 
 
 def test_a_run_without_scores_is_named(tmp_path: Path) -> None:

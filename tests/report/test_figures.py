@@ -300,7 +300,7 @@ def test_what_the_paper_does_not_score_is_drawn_by_the_standard(tmp_path):
     table = pd.read_parquet(run / "scores/depth.parquet")
     ties = table[table["protocol"] == "standard"].assign(metric="ties")
     pd.concat([table, ties]).to_parquet(run / "scores/depth.parquet")
-    (label,) = (f"probe: world/tuned{protocol}" for protocol in (", paper protocol",))
+    label = "probe: world/tuned, paper protocol"
     accuracy, ties = (curves_figure([run], metric).axes[0] for metric in ("accuracy", "ties"))
     assert line(accuracy, label).get_ydata().tolist() == [0, 0]
     assert line(ties, label).get_ydata().tolist() == pytest.approx([0.7, 0.8])

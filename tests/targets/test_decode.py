@@ -136,7 +136,7 @@ def original_seg(
     shutil.copytree(seg_folder, folder)
     shutil.copytree(shared / "golden/oneformer/tiny", folder, dirs_exist_ok=True)
     target = SegTarget.load(str(folder), head=True)
-    target.head.task_inputs.copy_(golden["task_inputs"])  # type: ignore[union-attr, operator]
+    target.head.task_inputs.copy_(golden["task_inputs"])
     return target, golden
 
 
@@ -179,7 +179,7 @@ def test_task_and_scores_are_those_of_transformers_processor(seg_folder: Path, t
     target = SegTarget.load(str(tmp_path / "expert"), size=64, head=True)
     pixels = noise(2, 3, 64, 64)
     task = processor._preprocess_text(["the task is semantic"])
-    assert torch.equal(target.head.task_inputs, task)  # type: ignore[union-attr]
+    assert torch.equal(target.head.task_inputs, task)
     whole = hf.OneFormerForUniversalSegmentation.from_pretrained(tmp_path / "expert").eval()
     with torch.no_grad():
         outputs = whole(pixels, task_inputs=task.expand(2, -1))

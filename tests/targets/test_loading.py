@@ -145,7 +145,7 @@ class TestEveryTarget:
     ) -> None:
         assert len(pickle.dumps(targets[kind].preparer)) < 10_000
         images = [noise(90, 40), noise(30, 70)]
-        loader = DataLoader(images, 2, num_workers=1, collate_fn=targets[kind].preparer)  # type: ignore[arg-type]
+        loader = DataLoader(images, 2, num_workers=1, collate_fn=targets[kind].preparer)
         torch.testing.assert_close(next(iter(loader)), targets[kind].prepare(images), atol=0, rtol=0)
 
     def test_is_frozen(self, targets: dict[str, Target], kind: str) -> None:

@@ -68,7 +68,7 @@ def run(target: KnownTarget, size: int = 100) -> tuple[dict[tuple, tuple[float, 
     batch = Batch(NAMES, None, {"known": pixels}, [], [10.0, 20.0, 30.0])
     task = Difference(TaskSettings(data="nowhere", decode_batch_size=size))
     bank = type("Bank", (), {"mean": torch.full((2, 3), 0.1)})
-    comparison = task.compare(batch, [target], {"known": bank})  # type: ignore[list-item, dict-item]
+    comparison = task.compare(batch, [target], {"known": bank})
     for layer in LAYERS:
         comparison.predicted("known", layer, torch.tensor([7.0, 8.0, 9.0])[:, None, None].expand(3, 2, 3) + 10 * layer)
     part = comparison.finish()
@@ -152,5 +152,5 @@ def test_a_mean_that_is_not_known_is_left_out() -> None:
     task = Difference(TaskSettings(data="nowhere"))
     bank = type("Bank", (), {"mean": torch.full((2, 3), torch.nan)})
     batch = Batch(NAMES[:2], None, {"known": pixels}, [], [1.0, 2.0])
-    part = task.compare(batch, [KnownTarget()], {"known": bank}).finish()  # type: ignore[list-item, dict-item]
+    part = task.compare(batch, [KnownTarget()], {"known": bank}).finish()
     assert {label.source for labels, _ in part.scores for label in labels} == {"zero", "expert", "plain"}

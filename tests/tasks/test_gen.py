@@ -65,7 +65,7 @@ class Trained:
             "batch_size": 3,
             "workers": 0,
         }
-        return GenSettings(**{**usual, **options})  # type: ignore[arg-type]
+        return GenSettings(**{**usual, **options})
 
     def evaluate(self, run: Path, *, overwrite: bool = False, **options: object) -> pd.DataFrame:
         path = evaluate_task(
@@ -245,7 +245,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_table(
             if len(drawn) == stop:
                 raise KeyboardInterrupt
             drawn.extend([len(features)])
-            return decode(self, features, *rest, **options)  # type: ignore[arg-type]
+            return decode(self, features, *rest, **options)
 
         monkeypatch.setattr(GenTarget, "decode", interrupt)
 

@@ -11,7 +11,7 @@ SEEN = replace(render(0, 1).objects[0], visibility=1.0, segment_id=1)
 
 
 def item(colour: str, shape: str, **rest: float) -> SceneObject:
-    return replace(SEEN, colour=colour, shape=shape, **rest)  # type: ignore[arg-type]  # mypy: one type for all
+    return replace(SEEN, colour=colour, shape=shape, **rest)  # mypy: one type for all
 
 
 SCENE = [item("red", "cube"), item("blue", "ring"), item("green", "cone", visibility=0.2), item("black", "cross")]

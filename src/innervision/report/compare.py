@@ -15,7 +15,7 @@ from innervision.report.tables import in_order, read_scores
 OF_SETS = ("fid", "kid", "frechet", "kernel")
 """Metrics of a whole set of images: a part of the images does not have its own."""
 
-MAY_DIFFER = {"probes", "files", "annotations", "num_images", "batch_size", "save_images"}
+MAY_DIFFER = {"probes", "files", "num_images", "batch_size", "save_images"}
 """What two evaluations may have been made with, each its own, and be compared over the images that both have."""
 
 
