@@ -16,8 +16,9 @@ from PIL import Image
 from innervision.data.da2k import read_da2k
 from innervision.data.images import read_image
 from innervision.data.panoptic import read_panoptic
-from innervision.metrics.pairs import paper_sample, paper_verdicts, sample, verdicts
-from innervision.metrics.segmentation import count_pixels, overlap, paper_iou
+from innervision.metrics.pairs import sample, verdicts
+from innervision.metrics.segmentation import count_pixels, overlap
+from innervision.original.scoring import paper_iou, paper_sample, paper_verdicts
 
 SIDE = 336
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data.loader import Batch
+from innervision.engine.fit import Learner
 from innervision.mllm import MLLM, Inputs
 from innervision.probes import ProbeBank
 from innervision.targets.depth import DepthTarget
 from innervision.targets.gen import GenTarget
 from innervision.targets.seg import SegTarget
 from innervision.targets.target import Preparer, Target
-from innervision.train import Learner
 
 TEXT_TOKENS = 20
 """What LLaVA's template and "Describe the image in two lines." come to."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.models import Bench
-from innervision.train import autocast
+from innervision.engine.fit import autocast
 
 
 class PlainLearner:

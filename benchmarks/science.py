@@ -29,10 +29,10 @@ from innervision import (
     load_targets,
 )
 from innervision.config import TaskSettings
-from innervision.evaluate import evaluate_task
+from innervision.engine.evaluate import evaluate_task
+from innervision.engine.run import RunFolder
 from innervision.report.resample import interval_of, resample
 from innervision.report.tables import read_scores
-from innervision.run import RunFolder
 from innervision.world.dataset import write_scenes
 
 STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from innervision.config import EvaluateSettings, ProbeSettings, TaskSettings, TrainSettings
-from innervision.evaluate import evaluate_similarity, evaluate_task
+from innervision.engine.evaluate import evaluate_similarity, evaluate_task
+from innervision.engine.fit import fit
 from innervision.mllm import MLLM
 from innervision.targets.depth import DepthTarget
 from innervision.targets.seg import SegTarget
 from innervision.targets.target import Target
-from innervision.train import fit
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_depth, save_tiny_seg
 from tiny_mllms import save_tiny

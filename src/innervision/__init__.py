@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings
+    from innervision.engine.evaluate import evaluate_similarity
+    from innervision.engine.fit import fit
     from innervision.errors import InnerVisionError
-    from innervision.evaluate import evaluate_similarity
     from innervision.mllm import MLLM
     from innervision.probes import ProbeBank
     from innervision.report.figures import plot_curves
     from innervision.targets import load_targets
     from innervision.targets.target import Target
-    from innervision.train import fit
 
 __version__ = "0.1.0"
 
@@ -37,13 +37,13 @@ __all__ = [
 _MODULES = {
     "config": ("EvaluateSettings", "ProbeSettings", "TrainSettings"),
     "errors": ("InnerVisionError",),
-    "evaluate": ("evaluate_similarity",),
+    "engine.evaluate": ("evaluate_similarity",),
     "mllm": ("MLLM",),
     "probes": ("ProbeBank",),
     "report.figures": ("plot_curves",),
     "targets": ("load_targets",),
     "targets.target": ("Target",),
-    "train": ("fit",),
+    "engine.fit": ("fit",),
 }
 
 

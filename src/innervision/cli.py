@@ -16,7 +16,7 @@ from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings, t
 from innervision.errors import InnerVisionError
 from innervision.tasks import task_names
 
-PRESETS = {path.stem: path for path in (Path(__file__).parent / "presets").glob("*.yaml")}
+PRESETS = {path.stem: path for path in (Path(__file__).parent / "original" / "presets").glob("*.yaml")}
 """Files of settings that come with the package, by name."""
 
 
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(parser: ArgumentParser, options: Namespace) -> None:
     """Train probes for all targets on all layers of an MLLM."""
     settings = _settings(parser, TrainSettings, options)
-    from innervision.run import RunFolder
-    from innervision.train import fit
+    from innervision.engine.fit import fit
+    from innervision.engine.run import RunFolder
 
     if options.resume and options.config:  # a run may have been moved since
         run = RunFolder(Path(str(options.config[-1])).parent)
@@ -74,7 +74,7 @@ def train(parser: ArgumentParser, options: Namespace) -> None:
 def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
     """Score every layer by the similarity of its predictions to the expert's features."""
     settings = _settings(parser, EvaluateSettings, options)
-    from innervision import evaluate
+    from innervision.engine import evaluate
 
     _show_scores(options.run, evaluate.evaluate_similarity(options.run, settings, overwrite=options.overwrite))
 
@@ -82,7 +82,7 @@ def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
 def evaluate_task(task: str, parser: ArgumentParser, options: Namespace) -> None:
     """Decode every layer's predictions with the expert's own head, and score them."""
     settings = _settings(parser, task_settings(task), options)
-    from innervision import evaluate
+    from innervision.engine import evaluate
 
     _show_scores(options.run, evaluate.evaluate_task(options.run, task, settings, overwrite=options.overwrite))
 
@@ -102,7 +102,7 @@ def _show_scores(run: str, path: Path) -> None:
 
 def import_probes(parser: ArgumentParser, options: Namespace) -> None:
     """Make a run of a probe checkpoint that the original code trained."""
-    from innervision.importing import import_probes
+    from innervision.original.import_probes import import_probes
 
     names = ("expert", "images", "revision", "template", "device")
     run = import_probes(options.checkpoint, options.out, **{name: options[name] for name in names})
@@ -181,7 +181,7 @@ def demo(parser: ArgumentParser, options: Namespace) -> None:
 
 def world_build(parser: ArgumentParser, options: Namespace) -> None:
     """Train the models that come with the package again, from nothing."""
-    from innervision.world.build import build
+    from tools.world.build import build
 
     only = options.only.split(",") if options.only else None
     build(Path(options.out), only, seed=options.seed, effort=options.effort)
@@ -190,8 +190,9 @@ def world_build(parser: ArgumentParser, options: Namespace) -> None:
 
 def world_card(parser: ArgumentParser, options: Namespace) -> None:
     """Measure the models that come with the package on held-out scenes, and write their card."""
-    from innervision.identity import MODELS
-    from innervision.world.card import write_card
+    from tools.world.card import write_card
+
+    from innervision.checkpoints.identity import MODELS
 
     path = write_card(Path(options.out or MODELS))
     print(path.read_text())

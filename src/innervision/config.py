@@ -12,23 +12,6 @@ Protocol = Literal["standard", "paper"]
 """How probes are trained and scores are made; every score names it."""
 
 
-@dataclass(frozen=True)
-class PaperInputs:
-    """What the original code gives its models beside padded images, in one of its scripts."""
-
-    prompt: str | None = None
-    """In place of the run's."""
-    reply: str | None = None
-    """What the model is shown as its own answer."""
-    side: int | None = None
-    """Images are first squashed to side × side pixels."""
-
-
-PAPER_TRAINING = PaperInputs(reply="n")
-PAPER_SIMILARITY = PaperInputs(side=640)
-PAPER_DEPTH = PaperInputs(prompt="Describe the image.")
-
-
 @dataclass(kw_only=True)
 class ProbeSettings:
     """The probe that reads one layer. The defaults are those of the paper."""

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
-from innervision.metrics.pairs import paper_sample, paper_verdicts, sample, verdicts
+from innervision.metrics.pairs import sample, verdicts
+from innervision.original.scoring import paper_sample, paper_verdicts
 
 
 def every_pixel(height: int, width: int) -> torch.Tensor:

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from innervision.metrics.segmentation import count_pixels, overlap, paper_iou
+from innervision.metrics.segmentation import count_pixels, overlap
+from innervision.original.scoring import paper_iou
 
 CLASSES = 5
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from innervision.decode import Decoded
+from innervision.engine.decode import Decoded
 from innervision.report.picture import _paint, draw_layers
 
 CLASSES = [("cup", (10, 200, 30)), ("sky", (40, 50, 220)), ("sea", (250, 120, 0))]

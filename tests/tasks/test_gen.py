@@ -14,16 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from innervision.checkpoints.identity import identify
 from innervision.config import GenSettings, ProbeSettings, TrainSettings
+from innervision.engine.evaluate import evaluate_task
+from innervision.engine.fit import fit
 from innervision.errors import InnerVisionError
-from innervision.evaluate import evaluate_task
-from innervision.identity import identify
 from innervision.metrics.frechet import frechet_distance, kernel_by_image
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.targets.gen import GenTarget
 from innervision.tasks.image_features import load_image_features
-from innervision.train import fit
 from stand_ins import write_noise_images
 from tiny_experts import save_random_inception, save_tiny_backbone, save_tiny_gen
 from tiny_mllms import save_tiny

@@ -12,8 +12,8 @@ import torch
 import transformers as hf
 from PIL import Image
 
+from innervision.checkpoints.identity import identify
 from innervision.errors import InnerVisionError
-from innervision.identity import identify
 from innervision.targets.depth import DepthTarget
 from innervision.tasks.image_features import InceptionTarget, Squash, load_image_features
 from tiny_experts import save_random_inception, save_tiny_backbone, save_tiny_depth

@@ -1,15 +1,11 @@
 """Which of two points is closer, by a depth map: the question of DA-2K (Yang et al. 2024, arXiv:2406.09414).
 
-Depth is relative and inverse: larger = closer. A constant map decides nothing: by the rule `standard` it is always
-wrong, by the rule `paper` it is always right where the closer point is the first, as it is in all of DA-2K.
+Depth is relative and inverse: larger = closer. A constant map decides nothing, which counts as wrong.
 """
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 
@@ -26,11 +22,6 @@ def verdicts(values: Tensor, closer: Tensor) -> Verdicts:
     first, second = values.unbind(-1)
     right = torch.where(closer == 1, first > second, second > first)
     return Verdicts(right, ~((first > second) | (second > first)))
-
-
-def paper_verdicts(values: NDArray[np.floating], closer: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Compare values (P, 2) as the original does: unless the first is smaller, the first is closer."""
-    return np.where(values[:, 0] < values[:, 1], closer == 2, closer == 1)
 
 
 def sample(maps: Tensor, index: Tensor, points: Tensor, sizes: Tensor) -> Tensor:
@@ -61,27 +52,3 @@ def sample(maps: Tensor, index: Tensor, points: Tensor, sizes: Tensor) -> Tensor
     upper = torch.lerp(read(top, left), read(top, right), column)
     lower = torch.lerp(read(bottom, left), read(bottom, right), column)
     return torch.lerp(upper, lower, row)  # of two equal ends exactly the same
-
-
-def paper_sample(
-    depth: NDArray[np.floating], points: NDArray[np.integer], size: tuple[int, int]
-) -> NDArray[np.float64]:
-    """Read a map (h, w) at pixels (P, 2) of an image as the original does: 8 bits, resized by Pillow's bicubic filter.
-
-    The map is stretched to 0…255 and cut to whole numbers. Where it is constant or not finite, so that it cannot be
-    stretched, it is 0.
-
-    Returns:
-        (P,) from 0 to 1.
-    """
-    low, high = depth.min(), depth.max()
-    span = float(high) - float(low)
-    stretched = (depth - low) / (high - low) if span > 0 and np.isfinite(span) else np.zeros_like(depth)
-    image = Image.fromarray((stretched * 255).astype(np.uint8))
-    y, x = depth.shape[0] / size[0], depth.shape[1] / size[1]
-    # One pixel of the resized image each: the filter is that of the whole resizing.
-    read = [
-        image.resize((1, 1), Image.Resampling.BICUBIC, box=(column * x, row * y, (column + 1) * x, (row + 1) * y))
-        for row, column in points.tolist()
-    ]
-    return np.array([pixel.getpixel((0, 0)) for pixel in read]) / 255

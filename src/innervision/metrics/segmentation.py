@@ -32,13 +32,3 @@ def overlap(counts: Tensor, *, void: bool = False) -> Overlap:
     truth = known.sum(dim=1)
     predicted = (counts if void else known).sum(dim=0)
     return Overlap(intersection, truth + predicted - intersection, truth)
-
-
-def paper_iou(counts: Tensor) -> float:
-    """Mean intersection over union of the classes that are in one image, where pixels of void count as wrong.
-
-    The original (arXiv:2412.09585) calls the mean of this over images mIoU. NaN if no pixel has a class.
-    """
-    found = overlap(counts, void=True)
-    there = found.truth > 0
-    return (found.intersection[there].double() / found.union[there]).mean().item()

@@ -19,9 +19,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from innervision.checkpoints.identity import hub_commit, identify, locate
+from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
 from innervision.config import VISION, require
 from innervision.errors import InnerVisionError
-from innervision.identity import hub_commit, identify, locate
 from innervision.mllm.architecture import (
     Decoder,
     find_decoder,
@@ -30,7 +31,6 @@ from innervision.mllm.architecture import (
     handed_over,
 )
 from innervision.mllm.inputs import InputBuilder, Inputs, Tokens, share_out
-from innervision.mllm.original import Original, is_original
 
 Visitor = Callable[[int, Tensor, Tensor], None]
 """Called with a layer's number, its states (B, T, D) and a mask (B, T), True = a token the visitor may read."""
@@ -112,11 +112,10 @@ class MLLM:
         try:
             content, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
             source["revision"] = hub_commit(folder, revision)
-            original = None
             processor: Any
-            if is_original(content):
-                original = Original.read(folder, content, source["revision"], template)
-                config, processor = original.config, original.processor
+            foreign = read_foreign_mllm(folder, content, source["revision"], template)
+            if foreign is not None:
+                config, processor = foreign.config, foreign.processor
             else:
                 require(template is None, f"{name} has a template of its own; leave out template={template}")
                 config = AutoConfig.from_pretrained(folder, **source)
@@ -129,13 +128,13 @@ class MLLM:
                         config, dtype=dtype, trust_remote_code=trust_remote_code
                     )
                     _redraw_zeros(model)
-                    if original is not None:
-                        original.embed(model, random=True)
+                    if foreign is not None:
+                        foreign.embed(model, random=True)
                 model.to(device)
             else:
-                model = _load_weights(folder, dtype, device, quantization, source, original)
-                if original is not None:
-                    original.embed(model)
+                model = _load_weights(folder, dtype, device, quantization, source, foreign)
+                if foreign is not None:
+                    foreign.embed(model)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             raise InnerVisionError(f"cannot load the MLLM {name!r}: {_first_sentence(error)}") from error
         name, revision = identify(name, source["revision"])
@@ -375,11 +374,11 @@ def _load_weights(
     device: torch.device,
     quantization: str | None,
     source: dict[str, Any],
-    original: Original | None,
+    foreign: ForeignMLLM | None,
 ) -> PreTrainedModel:
     options = dict(source)
-    if original is not None:
-        options |= {"config": original.config, "key_mapping": original.key_mapping}
+    if foreign is not None:
+        options |= {"config": foreign.config, "key_mapping": foreign.key_mapping}
     if quantization:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=quantization == "4bit",
@@ -400,8 +399,8 @@ def _load_weights(
         key, shape, needed = misshapen[0]
         raise ValueError(f"the checkpoint holds {key} as {tuple(shape)}, which must be {tuple(needed)}")
     missing = sorted(info["missing_keys"])
-    if original is not None:
-        missing = original.complete(model, missing, info["unexpected_keys"])
+    if foreign is not None:
+        missing = foreign.complete(model, missing, info["unexpected_keys"])
     head = model.get_output_embeddings()
     unused = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     parameters = dict(model.named_parameters())

@@ -16,7 +16,7 @@ from innervision.report.figures import STYLE
 if TYPE_CHECKING:  # they need what this does not
     from torch import Tensor
 
-    from innervision.decode import Decoded
+    from innervision.engine.decode import Decoded
 
 Pixels = NDArray[np.floating[Any]]  # (H, W, 3), 0…1
 

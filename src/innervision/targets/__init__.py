@@ -11,7 +11,6 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from innervision.config import Protocol
 from innervision.errors import InnerVisionError
 
 if TYPE_CHECKING:  # naming a target needs no torch
@@ -49,7 +48,6 @@ def load_targets(
     device: "str | torch.device | None" = None,
     dtype: "torch.dtype | None" = None,
     head: bool = False,
-    protocol: Protocol = "standard",
 ) -> "list[Target]":
     """Load the experts named by `specs` (see `parse_target`), in that order.
 
@@ -58,7 +56,6 @@ def load_targets(
         device: by default the accelerator, where there is one.
         dtype: of the matrix work, by default float32; bfloat16 runs it under autocast.
         head: load what `decode` needs as well.
-        protocol: paper shows them images as the original code does.
 
     Raises:
         InnerVisionError: a spec is wrong, two targets have the same name, or an expert cannot be loaded.
@@ -74,9 +71,6 @@ def load_targets(
         target.load(expert, revision=revision, device=device, dtype=dtype, head=head)
         for target, (_, expert, revision) in zip(classes, parsed, strict=True)
     ]
-    if protocol == "paper":
-        for target in targets:
-            target.follow_paper()
     return targets
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
+from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.errors import InnerVisionError, first_line
-from innervision.targets.checkpoint import Checkpoint
 from innervision.targets.target import Parts, Preparer, Target, native_size
 
 MOST_PREFIX_TOKENS = 16

@@ -6,10 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, DepthAnythingForDepthEstimation
 
+from innervision.checkpoints.checkpoint import Checkpoint
+from innervision.checkpoints.layout import read_foreign_expert
 from innervision.errors import InnerVisionError
-from innervision.targets import original_depth
-from innervision.targets.checkpoint import Checkpoint
-from innervision.targets.paper import PaperPreparer, resize_positions
 from innervision.targets.target import Context, Parts, Preparer, Target
 
 
@@ -30,8 +29,8 @@ class DepthTarget(Target):
         """Keep of Depth Anything the backbone. See `Target.read`."""
         random_weights: dict[str, Tensor] = {}
         processor: BaseImageProcessor
-        if original_depth.is_original(checkpoint.source):
-            model, processor = original_depth.load(checkpoint.source)
+        if (foreign := read_foreign_expert(cls.name, checkpoint.source)) is not None:
+            model, processor = foreign
         else:
             config = checkpoint.load_config(model_type="depth_anything")
             processor = checkpoint.load_image_processor()
@@ -53,14 +52,6 @@ class DepthTarget(Target):
         if height % patch or width % patch:
             raise InnerVisionError(f"depth: {height} × {width} pixels do not divide into patches of {patch}")
         return (height // patch) * (width // patch), self.module.channels[-1]
-
-    def follow_paper(self) -> None:
-        """Reverse the colours, and resize the position embeddings by the older rule. See `Target.follow_paper`."""
-        embeddings, patch = self.module.embeddings, self.module.config.patch_size
-        preparer = self.preparer
-        grid = preparer.height // patch, preparer.width // patch
-        embeddings.position_embeddings.data = resize_positions(embeddings.position_embeddings.data, *grid)
-        self.preparer = PaperPreparer(preparer.processor, preparer.height, preparer.width, reverse_colours=True)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Give the patch tokens (B, N, C). See `Target.features`."""

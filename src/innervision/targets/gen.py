@@ -11,12 +11,10 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionModelWithProjection,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.config import DrawSettings
 from innervision.errors import InnerVisionError
-from innervision.targets.checkpoint import Checkpoint
-from innervision.targets.paper import PaperPreparer
 from innervision.targets.target import Parts, Preparer, Target, native_size
 
 
@@ -55,12 +53,6 @@ class GenTarget(Target):
         if (height, width) != (native, native):
             raise InnerVisionError(f"gen: the image encoder takes {native} × {native} pixels, not {height} × {width}")
         return 1, self.module.config.projection_dim
-
-    def follow_paper(self) -> None:
-        """Crop the middle of the image, as the pipeline does. See `Target.follow_paper`."""
-        preparer = self.preparer
-        processor = CLIPImageProcessorPil(**preparer.processor.to_dict())
-        self.preparer = PaperPreparer(processor, preparer.height, preparer.width, squash=False)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Give the embedding (B, 1, C). See `Target.features`."""

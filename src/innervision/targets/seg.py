@@ -9,11 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import OneFormerForUniversalSegmentation, OneFormerImageProcessor, PreTrainedConfig
-from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
 
+from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.errors import InnerVisionError
-from innervision.targets.checkpoint import Checkpoint
-from innervision.targets.paper import PaperPreparer, join_maps, own_part
 from innervision.targets.target import Context, Parts, Preparer, Target
 
 
@@ -57,20 +55,12 @@ class SegTarget(Target):
         self.grid = min(self.largest_grid, height, width)
         return self.grid**2, self.module.channels[-1]
 
-    def follow_paper(self) -> None:
-        """Resize twice with Pillow; to be decoded, keep the image's aspect. See `Target.follow_paper`."""
-        preparer, squash = self.preparer, self.head is None
-        processor = OneFormerImageProcessorPil(**preparer.processor.to_dict())
-        self.preparer = PaperPreparer(processor, preparer.height, preparer.width, preparer.resize_again, squash)
-
     def features(self, pixels: Tensor) -> Tensor:
         """Give the tokens (B, N, C) of the resized map. See `Target.features`."""
         return self._tokens(self.module(pixels).feature_maps[-1])
 
     def look(self, pixels: Tensor) -> Context:
         """Give the features, the scores that the expert gives to the image as it is, and its other stages."""
-        if pixels.isnan().any():  # images of different sizes
-            return _join([self.look(own_part(each)[None]) for each in pixels])
         *stages, last = self.module(pixels).feature_maps  # each (B, C, h, w)
         size = last.shape[-2:]
         head: Any = self.head
@@ -79,11 +69,6 @@ class SegTarget(Target):
 
     def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None = None) -> Tensor:
         """Give the scores (B, K, h, w) of K classes, the last stage being made of features (B, N, C)."""
-        if any(stage.isnan().any() for stage in given):
-            parts = zip(features, *given, strict=True)
-            return join_maps(
-                [self.outputs(own[None], tuple(own_part(stage)[None] for stage in rest))[0] for own, *rest in parts]
-            )
         last = features.mT.unflatten(-1, (self.grid, self.grid))  # (B, C, grid, grid)
         head: Any = self.head
         return head([*given, _resize(last, given[-1].shape[-2:])])
@@ -152,17 +137,6 @@ def _labels(checkpoint: Checkpoint, config: PreTrainedConfig) -> list[str]:
         return labels
     classes = checkpoint.load_class_file()
     return [str(classes[str(index)]["name"]) for index in range(len(labels))]
-
-
-def _join(contexts: Sequence[Context]) -> Context:
-    """Join the contexts of single images, whose maps may differ in size."""
-    outputs = [context.output[0] for context in contexts if context.output is not None]
-    given = zip(*(context.given for context in contexts), strict=True)
-    return Context(
-        torch.cat([context.features for context in contexts]),
-        join_maps(outputs),
-        tuple(join_maps([stage[0] for stage in stages]) for stages in given),
-    )
 
 
 def _resize(stage: Tensor, size: Sequence[int]) -> Tensor:

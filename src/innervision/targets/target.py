@@ -14,9 +14,9 @@ from transformers import BaseImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
+from innervision.checkpoints.checkpoint import Checkpoint
+from innervision.checkpoints.identity import identify
 from innervision.errors import InnerVisionError
-from innervision.identity import identify
-from innervision.targets.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,33 @@ class Parts(NamedTuple):
     """Gives the part that turns features into the task's output; called only where it is asked for."""
 
 
+Maps = Tensor | list[Tensor]
+"""Something of each of B images: a tensor (B, ...), or B tensors where images differ in size."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What an expert makes of real images, in one pass of its backbone."""
 
     features: Tensor  # (B, N, C) float32
     """The expert's own features, as `Target.encode` gives them."""
-    output: Tensor | None = None  # (B, ...)
+    output: Maps | None = None  # (B, ...)
     """The expert's own output, made the way it was built for; None where its features are all that goes into it."""
-    given: tuple[Tensor, ...] = ()  # each (B, ...)
+    given: tuple[Maps, ...] = ()  # each (B, ...)
     """What decoding takes from the real image, apart from the features."""
 
     def take(self, rows: Sequence[int]) -> "Context":
         """Give the context of these images of the batch, for decoding: one may come up several times, or never."""
-        index = torch.tensor(rows, device=self.features.device)
-        return Context(self.features[index], None, tuple(tensor[index] for tensor in self.given))
+        return Context(_rows(self.features, rows), None, tuple(_rows(maps, rows) for maps in self.given))
+
+    @staticmethod
+    def join(contexts: Sequence["Context"]) -> "Context":
+        """Join the contexts of single images, whose maps may differ in size."""
+        return Context(
+            torch.cat([context.features for context in contexts]),
+            [context.output[0] for context in contexts if context.output is not None] or None,
+            tuple([maps[0] for maps in parts] for parts in zip(*(context.given for context in contexts), strict=True)),
+        )
 
 
 class Target(nn.Module, ABC):
@@ -186,26 +198,25 @@ class Target(nn.Module, ABC):
     def features(self, pixels: Tensor) -> Tensor:
         """Give the features (B, N, C) of pixels (B, 3, H, W) on the expert's device."""
 
-    def follow_paper(self) -> None:
-        """See images as the original code shows them to this expert, if it is one of its own (protocol `paper`)."""
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def prepare(self, images: Sequence[Image]) -> Tensor:
+    def prepare(self, images: Sequence[Image]) -> Maps:
         """Make pixels (B, 3, H, W) of RGB images, float32 on the CPU. See `Preparer`."""
         return self.preparer(images)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image] | Tensor) -> Tensor:
+    def encode(self, images: Sequence[Image] | Maps) -> Tensor:
         """Give the expert's features of RGB images, or of the pixels that `prepare` made of them.
 
         Returns:
             (B, N, C) float32 on the expert's device, without a graph.
         """
-        pixels = images if isinstance(images, Tensor) else self.prepare(images)
+        pixels = self._pixels(images)
+        if isinstance(pixels, list):
+            return torch.cat([self.encode(each[None]) for each in pixels])
         with self._precision():
             features = self.features(pixels.to(self.device, non_blocking=True))
         return features.float()  # (B, N, C)
@@ -219,7 +230,7 @@ class Target(nn.Module, ABC):
         raise NotImplementedError(f"{self.name} has a head, but does not say what it makes of features")
 
     @torch.no_grad()
-    def context(self, images: Sequence[Image] | Tensor) -> Context:
+    def context(self, images: Sequence[Image] | Maps) -> Context:
         """Look at RGB images, or the pixels that `prepare` made of them, as far as encoding and decoding need it.
 
         Returns:
@@ -230,14 +241,16 @@ class Target(nn.Module, ABC):
             InnerVisionError: the target was loaded without its head.
         """
         self._require_head()
-        pixels = images if isinstance(images, Tensor) else self.prepare(images)
+        pixels = self._pixels(images)
+        if isinstance(pixels, list):
+            return Context.join([self.context(each[None]) for each in pixels])
         with self._precision():
             context = self.look(pixels.to(self.device, non_blocking=True))
         output = None if context.output is None else context.output.float()
         return Context(context.features.float(), output, tuple(tensor.float() for tensor in context.given))
 
     @torch.no_grad()
-    def decode(self, features: Tensor, context: Context, *, seeds: Sequence[int] | None = None) -> Tensor:
+    def decode(self, features: Tensor, context: Context, *, seeds: Sequence[int] | None = None) -> Maps:
         """Turn features into the task's output with the expert's own head.
 
         Args:
@@ -247,12 +260,15 @@ class Target(nn.Module, ABC):
 
         Returns:
             float32 on the expert's device, without a graph. depth: (B, H, W), larger = closer; seg: (B, K, h, w)
-            scores of K classes; gen: (B, 3, H, W) images, 0…1.
+            scores of K classes, or B maps (K, h, w) where images differ in size; gen: (B, 3, H, W) images, 0…1.
 
         Raises:
             InnerVisionError: the target was loaded without its head.
         """
         self._require_head()
+        if any(isinstance(maps, list) for maps in context.given):
+            single = ([row] for row in range(len(features)))
+            return [self.decode(features[row], _stack(context.take(row)))[0] for row in single]
         with self._precision():
             outputs = self.outputs(features.to(self.device), context.given, seeds)
         return outputs.float()
@@ -298,6 +314,11 @@ class Target(nn.Module, ABC):
         outputs = self.outputs(context.features, context.given, None)
         return sum((part.sum() for part in (outputs, context.output) if part is not None), context.features.sum())
 
+    def _pixels(self, images: Sequence[Image] | Maps) -> Maps:
+        """Give pixels as they are, and prepare images."""
+        ready = isinstance(images, Tensor) or all(isinstance(each, Tensor) for each in images)
+        return images if ready else self.prepare(images)  # type: ignore[return-value, arg-type]  # all of one kind
+
     def _require_head(self) -> None:
         if self.head is None:
             raise InnerVisionError(f"{self.name} was loaded without its head: load it with head=True to decode")
@@ -309,6 +330,15 @@ class Target(nn.Module, ABC):
         if self.dtype == torch.float32:
             return torch.autocast(device, enabled=False)  # even where the caller runs under autocast
         return torch.autocast(device, dtype=self.dtype)
+
+
+def _rows(maps: Maps, rows: Sequence[int]) -> Maps:
+    return [maps[row] for row in rows] if isinstance(maps, list) else maps[torch.tensor(rows, device=maps.device)]
+
+
+def _stack(context: Context) -> Context:
+    """Make tensors of the maps of images of one size."""
+    return Context(context.features, None, tuple(torch.stack([*maps]) for maps in context.given))
 
 
 def native_size(processor: BaseImageProcessor) -> tuple[int, int]:

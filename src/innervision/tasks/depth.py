@@ -8,9 +8,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from innervision.config import PAPER_DEPTH, Protocol, TaskSettings
+from innervision.config import Protocol, TaskSettings
 from innervision.data.da2k import PointPairs, read_da2k
-from innervision.metrics.pairs import paper_sample, paper_verdicts, sample, verdicts
+from innervision.metrics.pairs import sample, verdicts
+from innervision.original.scoring import paper_sample, paper_verdicts
 from innervision.tasks.evaluation import Scores
 from innervision.tasks.task import Task
 
@@ -31,7 +32,6 @@ class Depth(Task):
 
     name = "depth"
     target = "depth"
-    paper = PAPER_DEPTH
 
     def __init__(self, settings: TaskSettings) -> None:
         """Read the pairs. See `Task`."""

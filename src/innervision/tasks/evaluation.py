@@ -1,4 +1,4 @@
-"""What every evaluation offers to the one walk through a run's layers (`innervision.evaluate`)."""
+"""What every evaluation offers to the one walk through a run's layers (`innervision.engine.evaluate`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from innervision.config import PaperInputs, Protocol, ScoreSettings
+from innervision.config import Protocol, ScoreSettings
 from innervision.data.loader import Batch, Truth
 from innervision.data.sources import ImageSet
 from innervision.probes import ProbeBank
@@ -91,8 +91,6 @@ class Evaluation(ABC):
     """Whether it needs the experts' heads."""
     weighted: ClassVar[bool]
     """Whether its scores have weights and groups."""
-    paper: ClassVar[PaperInputs] = PaperInputs()
-    """What the models of a run that follows the original see in its script for this evaluation."""
     settings: ScoreSettings
     images: ImageSet
     protocol: Protocol = "standard"

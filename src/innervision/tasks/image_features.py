@@ -10,10 +10,10 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.errors import InnerVisionError, first_line
 from innervision.targets import load_targets, parse_target
 from innervision.targets.backbone import BackboneTarget
-from innervision.targets.checkpoint import Checkpoint
 from innervision.targets.target import Parts, Target
 
 INCEPTION_SIDE = 299

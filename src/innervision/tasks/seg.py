@@ -13,8 +13,8 @@ from innervision.config import TaskSettings
 from innervision.data.panoptic import read_panoptic
 from innervision.data.sources import scored_split
 from innervision.errors import InnerVisionError
-from innervision.metrics.segmentation import count_pixels, overlap, paper_iou
-from innervision.targets.paper import own_part
+from innervision.metrics.segmentation import count_pixels, overlap
+from innervision.original.scoring import paper_iou
 from innervision.targets.seg import SegTarget
 from innervision.targets.target import Target
 from innervision.tasks.evaluation import Scores
@@ -100,6 +100,5 @@ class Seg(Task):
 
     def _count(self, scores: Tensor, truth: NDArray[np.uint8]) -> Tensor:
         """Count the pixels of one map (K, h, w) by true and predicted class."""
-        scores = own_part(scores)
         resized: Any = nn.functional.interpolate(scores[None], truth.shape, mode="bilinear", align_corners=False)
         return count_pixels(resized[0].argmax(dim=0), torch.from_numpy(truth).to(scores.device), len(scores))

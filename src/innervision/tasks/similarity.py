@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from innervision.config import PAPER_SIMILARITY, EvaluateSettings, Protocol
+from innervision.config import EvaluateSettings, Protocol
 from innervision.data import find_images
 from innervision.data.loader import Batch
 from innervision.metrics.similarity import similarity
@@ -23,7 +23,6 @@ class Similarity(Evaluation):
     name = "similarity"
     head = False
     weighted = False
-    paper = PAPER_SIMILARITY
     settings: EvaluateSettings
 
     def __init__(self, settings: EvaluateSettings, protocol: Protocol = "standard") -> None:

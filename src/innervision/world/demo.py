@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from innervision.config import DrawSettings, EvaluateSettings, GenSettings, ProbeSettings, TaskSettings, TrainSettings
 from innervision.data import read_image
-from innervision.decode import decode_layers
-from innervision.evaluate import evaluate_similarity, evaluate_task
+from innervision.engine.decode import decode_layers
+from innervision.engine.evaluate import evaluate_similarity, evaluate_task
+from innervision.engine.fit import fit
+from innervision.engine.run import RunFolder
 from innervision.mllm import MLLM
 from innervision.report.figures import plot_curves
 from innervision.report.picture import draw_layers
 from innervision.report.tables import format_table, read_scores, summarize
-from innervision.run import RunFolder
 from innervision.targets import load_targets
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
-from innervision.train import fit
 from innervision.world.dataset import FIRST_INDEX, write_scenes
 from innervision.world.scenes import CATEGORIES, Scene, render
 

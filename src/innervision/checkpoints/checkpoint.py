@@ -1,0 +1,140 @@
+"""An expert's files, on the Hugging Face Hub or in a folder."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedConfig
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import logging as transformers_logging
+
+from innervision.checkpoints.identity import hub_commit, locate
+from innervision.errors import InnerVisionError, first_line
+
+
+@dataclass
+class Checkpoint:
+    """Loads the parts of one expert, all from one commit. No code that comes with it is run.
+
+    Every method raises InnerVisionError when the files cannot be had or are not what they should be.
+    """
+
+    expert: str
+    """A Hub id, the path of a folder, or `world/NAME`, a model of the package."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; once the configuration is read, the commit where the Hub tells it."""
+
+    def __post_init__(self) -> None:
+        self.source = locate(self.expert)
+
+    def load_config(self, *, subfolder: str = "", model_type: str | None = None) -> PreTrainedConfig:
+        """Read the model's configuration; it must be of `model_type`, where that is given."""
+        with self._loading():
+            config = AutoConfig.from_pretrained(
+                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False
+            )
+        if model_type is not None and config.model_type != model_type:
+            raise InnerVisionError(
+                f"{self.expert} is a {config.model_type!r} model, but a {model_type!r} model is needed here"
+            )
+        file = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
+        self.revision = hub_commit(self.source, self.revision, file)
+        return config
+
+    def load_model(
+        self, model_class: Any, config: PreTrainedConfig, *, subfolder: str = ""
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Load a model in float32 on the CPU.
+
+        Returns:
+            The model, and those of its parameters and buffers that the checkpoint does not hold (or holds in
+            another shape) by name: their values are random, see `Target.check_weights`.
+        """
+        with self._loading():
+            model, report = model_class.from_pretrained(
+                self.source,
+                config=config,
+                revision=self.revision,
+                subfolder=subfolder,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        random = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
+        return model, {name: tensors[name] for name in sorted(random) if name in tensors}
+
+    def load_image_processor(
+        self, processor_class: Any = AutoImageProcessor, *, subfolder: str = "", **settings: Any
+    ) -> BaseImageProcessor:
+        """Load the image processor; `settings` replace what its file says."""
+        with self._loading():
+            return processor_class.from_pretrained(
+                self.source,
+                revision=self.revision,
+                subfolder=subfolder,
+                trust_remote_code=False,
+                **settings,
+            )
+
+    def load_tokenizer(self, *, subfolder: str = "") -> Any:
+        """Load the tokenizer."""
+        with self._loading():
+            return AutoTokenizer.from_pretrained(
+                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False
+            )
+
+    def load_class_file(self) -> dict[str, Any]:
+        """Read what OneFormer's image processor knows of the classes, by index: their `name` and `isthing`.
+
+        The file lies beside the expert's others, or in the data set on the Hub that the image processor names.
+        """
+        with self._loading():
+            settings, _ = BaseImageProcessor.get_image_processor_dict(self.source, revision=self.revision)
+            name = settings["class_info_file"]
+            path = cached_file(
+                self.source, name, revision=self.revision, _raise_exceptions_for_missing_entries=False
+            ) or hf_hub_download(settings["repo_path"], name, repo_type="dataset")
+            return json.loads(Path(path).read_text())
+
+    def load_part(self, part_class: Any, subfolder: str) -> Any:
+        """Load a part of a Diffusers pipeline: a model in float32 on the CPU, or a scheduler."""
+        with self._loading():
+            where = {"revision": self.revision, "subfolder": subfolder}
+            if not issubclass(part_class, nn.Module):
+                return part_class.from_pretrained(self.source, **where)
+            part, report = part_class.from_pretrained(
+                self.source, torch_dtype=torch.float32, output_loading_info=True, **where
+            )
+        self.require_all(subfolder, report["missing_keys"])
+        return part
+
+    def require_all(self, part: str, missing: Sequence[str]) -> None:
+        """Refuse a part of the expert that lacks weights."""
+        if missing:
+            raise InnerVisionError(
+                f"{self.expert} does not hold {len(missing)} weights of its {part} "
+                f"(one is {missing[0]}); name an expert whose weights are complete"
+            )
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Give errors the expert's name, and silence the report on random weights: ours is stricter."""
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        try:
+            yield
+        except Exception as error:  # a foreign file can make its reader raise anything
+            reason = f"cannot load the expert {self.expert}: {first_line(error)}"
+            if isinstance(error, OSError) and not Path(self.expert).exists():
+                reason += "\nName a folder, or a Hugging Face model that can be reached or was downloaded before."
+            raise InnerVisionError(reason) from error
+        finally:
+            transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,188 @@
+"""The score table of an evaluation: a Parquet file that grows by parts, so that what is done is never done again.
+
+RUN/scores/NAME.parquet         one row per score
+RUN/scores/NAME.json            what was scored, images that were left out, versions of packages
+RUN/scores/.NAME/000012.*       parts of an evaluation that is not finished, by number of the batch
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from innervision.engine.run import package_versions
+from innervision.errors import InnerVisionError
+from innervision.files import atomic_write
+from innervision.tasks.evaluation import Kept, Label, Part, Scores, to_cpu
+
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("target", pa.string()),
+        ("layer", pa.int16()),
+        ("source", pa.string()),
+        ("metric", pa.string()),
+        ("protocol", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+"""Of a score table. The layer is null where the score belongs to none (the mean feature)."""
+
+WEIGHTED_SCHEMA = pa.schema([*SCHEMA, ("group", pa.string()), ("weight", pa.float64())])
+"""Of the table of a task. The group is null where the score belongs to none; see `tasks.evaluation.Scores`."""
+
+Conclude = Callable[[Kept], Iterator[tuple[Sequence[Label], Scores]]]
+"""`Evaluation.conclude`."""
+
+
+class ScoreTable:
+    """The table of one evaluation of a run. Several processes may write parts of it."""
+
+    def __init__(self, folder: Path, name: str, plan: dict[str, Any], *, weighted: bool = False) -> None:
+        """Point at `folder/name.parquet`.
+
+        Args:
+            folder: the run's scores.
+            name: of the evaluation.
+            plan: what is scored; parts of another plan are not used.
+            weighted: whether the scores have weights and groups.
+        """
+        self.path = folder / f"{name}.parquet"
+        self.facts = folder / f"{name}.json"
+        self.parts = folder / f".{name}"
+        self.plan = plan
+        self.schema = WEIGHTED_SCHEMA if weighted else SCHEMA
+
+    def is_complete(self, overwrite: bool) -> bool:
+        """Tell whether the finished table is there and may stay.
+
+        Raises:
+            InnerVisionError: a finished table of another plan is there, and `overwrite` is not asked for.
+        """
+        if overwrite or not self.path.exists():
+            return False
+        other = _facts(self.path).get("plan", {})
+        if other != self.plan:
+            differences = "; ".join(f"{key}: {other.get(key)}" for key in self.plan if other.get(key) != self.plan[key])
+            raise InnerVisionError(
+                f"{self.path} holds scores made otherwise ({differences}); add --overwrite to replace them"
+            )
+        if not (self.facts.exists() and json.loads(self.facts.read_text())["plan"] == self.plan):
+            return False  # it was killed between the two files; its parts are still there
+        shutil.rmtree(self.parts, ignore_errors=True)  # left by a process that was killed when it had finished
+        return True
+
+    def open(self) -> None:
+        """Make ready for parts: those of the same plan are kept, others go."""
+        plan = self.parts / "plan.json"
+        if self.parts.exists() and not (plan.exists() and json.loads(plan.read_text()) == self.plan):
+            shutil.rmtree(self.parts)
+        half_written = [*self.parts.glob(".*"), *self.path.parent.glob(f"{self.parts.name}-*")]
+        for left_over in half_written:  # when a process was killed
+            left_over.unlink()
+        if not plan.exists():
+            with atomic_write(plan) as temporary:
+                temporary.write_text(json.dumps(self.plan))
+
+    def done(self) -> set[int]:
+        """Give the numbers of the parts that are there."""
+        return {int(path.stem) for path in self._tables()}
+
+    def bad(self) -> list[tuple[str, str]]:
+        """Read which images the parts leave out, and why."""
+        return [(name, reason) for path in self._tables() for name, reason in _facts(path)["bad"]]
+
+    def write_part(self, number: int, part: Part, images: Sequence[str], bad: Sequence[tuple[str, str]]) -> None:
+        """Write one part: what was found for `images`, and which images were left out."""
+        path = self.parts / f"{number:06}.parquet"
+        if part.arrays:
+            arrays = {
+                json.dumps([*key, name]): array.cpu().contiguous()
+                for key, by_name in part.arrays.items()
+                for name, array in by_name.items()
+            }
+            with atomic_write(path.with_suffix(".safetensors")) as temporary:
+                save_file(arrays, temporary)
+        facts = {"images": json.dumps(list(images)), "bad": json.dumps(list(bad))}
+        table = self._rows(part.scores).replace_schema_metadata(facts)
+        with atomic_write(path) as temporary:  # last: with it the part is there
+            pq.write_table(table, temporary)
+
+    def finish(self, facts: dict[str, Any], conclude: Conclude) -> None:
+        """Join the parts to one table, score what needs all images, and write what it was made from beside it."""
+        schema = self.schema.with_metadata({"plan": json.dumps(self.plan)})
+        with atomic_write(self.path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for path in self._tables():
+                writer.write_table(pq.read_table(path).replace_schema_metadata())
+            for scores in conclude(self._kept()):
+                writer.write_table(self._rows([scores]))
+        with atomic_write(self.facts) as temporary:
+            content = {"plan": self.plan, **facts, "versions": package_versions()}
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+        shutil.rmtree(self.parts)
+
+    def _tables(self) -> list[Path]:
+        return sorted(self.parts.glob("[0-9]*.parquet"))
+
+    def _kept(self) -> Kept:
+        """Find the arrays of all parts."""
+        files: dict[str, list[Any]] = {}  # by key in the files
+        images: list[str] = []
+        for path in self._tables():
+            if (kept := path.with_suffix(".safetensors")).exists():
+                file = safe_open(kept, "numpy")
+                images.extend(_facts(path)["images"])
+                for key in file.offset_keys():
+                    files.setdefault(key, []).append(file)
+        names: dict[tuple[str, str, int | None], dict[str, str]] = {}
+        for key in files:
+            target, source, layer, name = json.loads(key)
+            names.setdefault((target, source, layer), {})[name] = key
+
+        def read(key: tuple[str, str, int | None]) -> dict[str, NDArray[Any]]:
+            return {
+                name: np.concatenate([file.get_tensor(key) for file in files[key]]) for name, key in names[key].items()
+            }
+
+        return Kept(images, list(names), read)
+
+    def _rows(self, found: Sequence[tuple[Sequence[Label], Scores]]) -> pa.Table:
+        """Make rows of the table."""
+        tables = [self.schema.empty_table()]
+        moved = to_cpu([scores for _, scores in found])
+        for (labels, _), scores in zip(found, moved, strict=True):
+            count = len(scores.values)
+            index = np.arange(count) if scores.labels is None else np.asarray(scores.labels)
+            columns = {
+                name: pa.array([getattr(label, name) for label in labels], self.schema.field(name).type).take(
+                    pa.array(index)
+                )
+                for name in Label._fields
+            }
+            columns |= {
+                "metric": pa.array([scores.metric] * count, pa.string()),
+                "protocol": pa.array([scores.protocol] * count, pa.string()),
+                "value": pa.array(scores.values.numpy()),
+                "group": pa.nulls(count, pa.string())
+                if scores.groups is None
+                else pa.array(scores.groups, pa.string()),
+                "weight": pa.array(np.ones(count) if scores.weights is None else scores.weights.numpy()),
+            }
+            tables.append(pa.table([columns[name] for name in self.schema.names], schema=self.schema))
+        return pa.concat_tables(tables)
+
+
+def _facts(table: Path) -> dict[str, Any]:
+    """Read what a part, or the whole, says of itself."""
+    metadata = pq.read_schema(table).metadata or {}
+    return {
+        name.decode(): json.loads(value) for name, value in metadata.items() if name in (b"images", b"bad", b"plan")
+    }

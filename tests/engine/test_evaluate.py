@@ -1,0 +1,166 @@
+"""Similarity scores of a run: what is written, and what an interruption leaves."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings
+from innervision.engine.evaluate import evaluate_similarity
+from innervision.engine.fit import fit
+from innervision.errors import InnerVisionError
+from innervision.metrics.similarity import similarity
+from innervision.mllm import MLLM
+from innervision.probes import ProbeBank
+from innervision.targets.gen import GenTarget
+from stand_ins import write_noise_images
+from tiny_experts import save_tiny_gen
+from tiny_mllms import save_tiny
+
+
+class Trained:
+    """A run on tiny real models, and the images to score it on."""
+
+    def __init__(self, root: Path) -> None:
+        save_tiny("llava", root / "llava")
+        save_tiny_gen(root / "gen")
+        self.mllm = MLLM.load(str(root / "llava"), device="cpu")
+        self.targets = [GenTarget.load(str(root / "gen"), device="cpu")]
+        self.run = root / "run"
+        self.images = write_noise_images(root / "val", 9, seed=1, size=(40, 60))
+        settings = TrainSettings(
+            mllm=str(root / "llava"),
+            targets=f"gen={root / 'gen'}",
+            images=str(write_noise_images(root / "images", 8, size=(40, 60))),
+            out=str(self.run),
+            probe=ProbeSettings(heads=2, dim_head=8),
+            epochs=1,
+            batch_size=4,
+            workers=0,
+        )
+        fit(settings, mllm=self.mllm, targets=self.targets, progress=False)
+
+    def evaluate(self, run: Path, **options: object) -> pd.DataFrame:
+        settings = EvaluateSettings(**{"images": str(self.images), "batch_size": 4, "workers": 0, **options})
+        return pd.read_parquet(evaluate_similarity(run, settings, mllm=self.mllm, targets=self.targets, progress=False))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture
+def run(trained: Trained, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained.run, tmp_path / "run"))
+
+
+def test_every_image_layer_source_and_metric_has_one_row(trained: Trained, run: Path) -> None:
+    table = trained.evaluate(run)
+    assert list(table.columns) == ["image", "target", "layer", "source", "metric", "protocol", "value"]
+    assert not table.duplicated(["image", "target", "layer", "source", "metric"]).any()
+    counts = table.groupby("source").size()
+    assert counts.to_dict() == {"probe": 9 * 6 * 4, "shuffled": 9 * 6 * 4, "mean": 9 * 4}
+    assert table[table["source"] == "mean"]["layer"].isna().all()
+    assert sorted(table["layer"].dropna().unique()) == [-1, 0, 1, 2, 3, 4]
+    assert set(table["image"]) == {path.name for path in trained.images.iterdir()}
+    assert set(table["protocol"]) == {"standard"}
+
+
+def test_scores_are_those_of_each_image_by_hand(trained: Trained, run: Path) -> None:
+    table = trained.evaluate(run).set_index(["image", "layer", "source", "metric"])["value"]
+    [target], mllm = trained.targets, trained.mllm
+    bank = ProbeBank.load(run / "probes/gen.safetensors", mllm, target)
+    predictions = {}
+    for name in ("0000.png", "0001.png", "0003.png"):
+        image = Image.open(trained.images / name).convert("RGB")
+        inputs = mllm.prepare([image], "Describe the image in two lines.")
+        with torch.no_grad():
+            states = mllm.model(**inputs.tensors, output_hidden_states=True).hidden_states[2]
+            predictions[name] = bank(2, states, inputs.mask)
+    truth = target.encode([Image.open(trained.images / "0000.png").convert("RGB")])
+    for source, prediction in {"probe": predictions["0000.png"], "shuffled": predictions["0003.png"]}.items():
+        for metric, value in similarity(prediction, truth, bank.mean).items():
+            assert table[("0000.png", 2, source, metric)] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
+
+
+def test_a_single_image_left_over_still_has_a_partner(trained: Trained, run: Path) -> None:
+    """Nine images in batches of four: the last one is scored with the batch before it."""
+    table = trained.evaluate(run)
+    shuffled = table[table["source"] == "shuffled"]
+    assert set(shuffled["image"]) == set(table["image"])
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_table(
+    trained: Trained, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained.evaluate(shutil.copytree(run, tmp_path / "whole"))
+    encode, calls = GenTarget.encode, []
+
+    def interrupt(self: GenTarget, pixels: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(self, pixels)
+
+    monkeypatch.setattr(GenTarget, "encode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trained.evaluate(run)
+    assert not (run / "scores/similarity.parquet").exists()
+    pd.testing.assert_frame_equal(trained.evaluate(run), whole)
+    assert calls == [4, 5, 5]  # the first batch was not done again
+    assert sorted(path.name for path in (run / "scores").iterdir()) == ["similarity.json", "similarity.parquet"]
+    trained.evaluate(run)
+    assert len(calls) == 3  # a finished table is not made again
+
+
+def test_scores_for_other_images_are_not_replaced_unasked(trained: Trained, run: Path, tmp_path: Path) -> None:
+    before = trained.evaluate(run)
+    other = write_noise_images(tmp_path / "other", 4, seed=2, size=(40, 60))
+    with pytest.raises(InnerVisionError, match=r"holds scores made otherwise.*--overwrite"):
+        trained.evaluate(run, images=str(other))
+    pd.testing.assert_frame_equal(pd.read_parquet(run / "scores/similarity.parquet"), before)
+    settings = EvaluateSettings(images=str(other), workers=0)
+    path = evaluate_similarity(
+        run, settings, overwrite=True, mllm=trained.mllm, targets=trained.targets, progress=False
+    )
+    assert pd.read_parquet(path)["image"].nunique() == 4
+
+
+def test_broken_images_are_left_out_and_recorded(trained: Trained, run: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(trained.images, tmp_path / "val"))
+    (images / "0004.png").write_bytes(b"not an image")
+    with pytest.raises(InnerVisionError, match=r"1 of 9 images are missing or broken.*0004\.png"):
+        trained.evaluate(run, images=str(images))
+    table = trained.evaluate(run, images=str(images), max_bad=0.5)
+    assert "0004.png" not in set(table["image"])
+    assert table["image"].nunique() == 8
+    assert list(json.loads((run / "scores/similarity.json").read_text())["bad_images"]) == ["0004.png"]
+
+
+def test_a_run_that_is_not_trained_yet_says_how_to_go_on(trained: Trained, run: Path) -> None:
+    (run / "probes/gen.safetensors").unlink()
+    with pytest.raises(InnerVisionError, match=r"not trained yet.*--resume"):
+        trained.evaluate(run)
+
+
+def test_what_is_no_run_is_refused(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(InnerVisionError, match=r"no run\.yaml"):
+        trained.evaluate(tmp_path)
+    (tmp_path / "run.yaml").write_text("mllm: [unclosed")
+    with pytest.raises(InnerVisionError, match="cannot be read"):
+        trained.evaluate(tmp_path)
+    (tmp_path / "run.yaml").write_text("mllm: x\n")
+    with pytest.raises(InnerVisionError, match="does not hold the settings"):
+        trained.evaluate(tmp_path)
+
+
+def test_values_are_float64_and_finite(trained: Trained, run: Path) -> None:
+    table = trained.evaluate(run)
+    assert table["value"].dtype == np.float64
+    assert np.isfinite(table["value"]).all()

@@ -1,0 +1,326 @@
+"""Tasks of a run from images to scores: what is written, stopped, resumed and shared among processes."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, jaccard_score
+from torch.nn.functional import interpolate
+
+import task_runs
+from innervision.config import GenSettings
+from innervision.errors import InnerVisionError
+from innervision.mllm import MLLM
+from innervision.probes import ProbeBank
+from innervision.report.tables import format_table, read_scores, summarize
+from innervision.targets.depth import DepthTarget
+from innervision.targets.seg import SegTarget
+from innervision.targets.target import Target
+from innervision.tasks.gen import Gen
+
+SCRIPT = Path(task_runs.__file__)
+LAYERS = [0, 2, 4]
+
+
+class World:
+    """A trained run, and its models in memory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        task_runs.prepare(root)
+        self.mllm: MLLM = task_runs.load_mllm(root)
+        self.targets: list[Target] = task_runs.load_targets(root)
+
+    def evaluate(self, run: Path, task: str, **options: object) -> pd.DataFrame:
+        return pd.read_parquet(task_runs.evaluate(self.root, run, task, (self.mllm, self.targets), **options))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def run(world: World, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(world.root / "run", tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def scored(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run, scored by both tasks."""
+    run = Path(shutil.copytree(world.root / "run", tmp_path_factory.mktemp("scored") / "run"))
+    for task in ("depth", "seg"):
+        world.evaluate(run, task)
+    return run
+
+
+def score(
+    summary: pd.DataFrame, source: str, metric: str, layer: int | None = None, protocol: str = "standard"
+) -> float:
+    chosen = summary[["source", "metric", "protocol"]].eq([source, metric, protocol]).all(axis=1)
+    chosen &= summary["group"].isna()
+    chosen &= summary["layer"].isna() if layer is None else summary["layer"].eq(layer).fillna(False)
+    return summary[chosen]["mean"].item()
+
+
+def by_hand(world: World, run: Path, name: str, path: Path, layer: int) -> torch.Tensor:
+    """One image's prediction, by other code than the evaluation's."""
+    [target] = [target for target in world.targets if target.name == name]
+    bank = ProbeBank.load(run / f"probes/{name}.safetensors", world.mllm, target)
+    inputs = world.mllm.prepare([Image.open(path).convert("RGB")], "Describe the image in two lines.")
+    with torch.no_grad():
+        states = world.mllm.model(**inputs.tensors, output_hidden_states=True).hidden_states[layer]
+        return bank(layer, states, inputs.mask)
+
+
+# --- what is written
+
+
+def test_every_image_layer_and_source_has_its_row(scored: Path) -> None:
+    table = read_scores(scored, "depth")
+    whole = table[(table["metric"] == "accuracy") & table["group"].isna() & (table["protocol"] == "standard")]
+    images = task_runs.IMAGES
+    expected = {"probe": 3 * images, "shuffled": 3 * images, "mean": images, "expert": images, "plain": images}
+    assert whole.groupby("source", observed=True).size().to_dict() == expected
+    assert sorted(whole["layer"].dropna().unique()) == LAYERS
+    assert set(read_scores(scored, "seg")["source"]) == {"probe", "shuffled", "zero", "mean", "expert", "plain"}
+    assert set(table["protocol"]) == {"standard", "paper"}
+
+
+def test_depth_accuracy_is_that_of_whole_resized_maps(world: World, scored: Path) -> None:
+    """Every map is resized to its image's size and asked for every pair."""
+    target = world.targets[0]
+    assert isinstance(target, DepthTarget)
+    pairs = json.loads((world.root / "DA-2K/annotations.json").read_text())
+    found: dict[str, list[bool]] = {"probe": [], "expert": [], "plain": []}
+    for name, questions in pairs.items():
+        path = world.root / "DA-2K" / name
+        image = Image.open(path).convert("RGB")
+        context = target.context([image])
+        features = {"probe": by_hand(world, scored, "depth", path, 2), "expert": context.features}
+        maps = {source: target.decode(feature, context) for source, feature in features.items()}
+        assert context.output is not None
+        for source, depth in {**maps, "plain": context.output}.items():
+            resized = interpolate(depth[None].double(), (image.height, image.width), mode="bilinear")[0, 0]
+            found[source] += [bool(resized[*q["point1"]] > resized[*q["point2"]]) for q in questions]
+    summary = summarize(read_scores(scored, "depth"))
+    for source, right in found.items():
+        assert score(summary, source, "accuracy", 2 if source == "probe" else None) == pytest.approx(np.mean(right))
+        assert 0 < np.mean(right) < 1
+
+
+def test_seg_scores_are_scikit_learns_over_all_pixels(world: World, scored: Path) -> None:
+    target = world.targets[1]
+    assert isinstance(target, SegTarget)
+    truths, predictions = [], {"probe": [], "expert": [], "zero": [], "plain": []}
+    for path in sorted((world.root / "coco/val2017").iterdir()):
+        segments = np.asarray(Image.open(world.root / "coco/annotations/panoptic_val2017" / path.name))[..., 0]
+        # label i of the annotations is the expert's class 4 - i
+        truths.append(np.where(segments == 0, -1, 5 - segments.astype(int)).ravel())
+        context = target.context([Image.open(path).convert("RGB")])
+        features = {
+            "probe": by_hand(world, scored, "seg", path, 4),
+            "expert": context.features,
+            "zero": torch.zeros_like(context.features),
+        }
+        scores = {source: target.decode(feature, context) for source, feature in features.items()}
+        assert context.output is not None
+        for source, each in {**scores, "plain": context.output}.items():
+            resized = interpolate(each, segments.shape, mode="bilinear", align_corners=False)
+            predictions[source].append(resized[0].argmax(0).numpy().ravel())
+    truth = np.concatenate(truths)
+    known = truth >= 0
+    summary = summarize(read_scores(scored, "seg"))
+    for source, maps in predictions.items():
+        prediction, layer = np.concatenate(maps), 4 if source == "probe" else None
+        iou = jaccard_score(truth[known], prediction[known], labels=np.unique(truth[known]), average="macro")
+        assert score(summary, source, "miou", layer) == pytest.approx(iou)
+        accuracy = accuracy_score(truth[known], prediction[known])
+        assert score(summary, source, "pixel_accuracy", layer) == pytest.approx(accuracy)
+    assert score(summary, "probe", "miou", 4) > 0
+
+
+def test_the_table_shows_floors_and_ceilings_below_the_layers(scored: Path) -> None:
+    text = format_table(summarize(read_scores(scored, "seg")), ["seg"])
+    first = [line.split()[0] for line in text.splitlines()[4:12]]
+    assert first == ["0", "2", "4", "avg", "zero", "mean", "expert", "plain"]
+    assert "mIoU by group" in text
+
+
+def test_how_many_maps_are_decoded_at_once_changes_nothing(world: World, run: Path, scored: Path) -> None:
+    for task in ("depth", "seg"):
+        one_by_one = world.evaluate(run, task, decode_batch_size=1)
+        together = pd.read_parquet(scored / f"scores/{task}.parquet")
+        keys = ["image", "layer", "source", "metric", "protocol", "group"]
+        both = one_by_one.merge(together, on=keys, suffixes=("", "_together"))
+        assert len(both) == len(one_by_one) == len(together)
+        np.testing.assert_allclose(both["value"], both["value_together"], atol=1e-12)
+
+
+def test_of_a_coco_folder_val2017_is_scored(world: World, run: Path, tmp_path: Path) -> None:
+    coco = Path(shutil.copytree(world.root / "coco", tmp_path / "coco"))
+    shutil.copytree(coco / "val2017", coco / "train2017")
+    (coco / "annotations/panoptic_train2017.json").write_text("{}")
+    assert len(world.evaluate(run, "seg", data=str(coco))["image"].unique()) == task_runs.IMAGES
+    assert len(Gen(GenSettings(data=str(coco))).images) == task_runs.IMAGES
+
+
+# --- what does not fit
+
+
+def test_classes_of_another_data_set_are_refused(world: World, run: Path, tmp_path: Path) -> None:
+    coco = Path(shutil.copytree(world.root / "coco", tmp_path / "coco"))
+    path = coco / "annotations/panoptic_val2017.json"
+    path.write_text(path.read_text().replace("class 3", "giraffe"))
+    with pytest.raises(InnerVisionError, match=r"do not have the same classes.*lacks 'giraffe'"):
+        world.evaluate(run, "seg", data=str(coco))
+
+
+def test_a_run_without_the_target_is_refused(world: World, run: Path) -> None:
+    (run / "run.yaml").write_text((run / "run.yaml").read_text().replace("    seg:", "    other:"))
+    with pytest.raises(InnerVisionError, match="no probes for seg, only for depth, other"):
+        world.evaluate(run, "seg")
+
+
+def test_scores_of_other_probes_are_not_taken_for_those_of_the_run(world: World, run: Path) -> None:
+    before = world.evaluate(run, "depth")
+    path = run / "probes/depth.safetensors"
+    bank = ProbeBank.load(path, world.mllm, world.targets[0])
+    with torch.no_grad():
+        for weight in bank.parameters():
+            weight.add_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    bank.save(path)
+    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(probes: .*--overwrite"):
+        world.evaluate(run, "depth")
+    assert not world.evaluate(run, "depth", overwrite=True).equals(before)
+
+
+def test_scores_of_changed_answers_are_not_taken_for_the_present_ones(world: World, run: Path, tmp_path: Path) -> None:
+    da2k = Path(shutil.copytree(world.root / "DA-2K", tmp_path / "DA-2K"))
+    first = world.evaluate(run, "depth", data=str(da2k))
+    path = da2k / "annotations.json"
+    path.write_text(path.read_text().replace('"closer_point": "point1"', '"closer_point": "point2"'))
+    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(annotations: .*--overwrite"):
+        world.evaluate(run, "depth", data=str(da2k))
+    second = world.evaluate(run, "depth", data=str(da2k), overwrite=True)
+    chosen = [frame[frame["protocol"].eq("standard") & frame["group"].isna()] for frame in (first, second)]
+    shares = pd.concat(chosen).groupby(["image", "layer", "source", "metric"], dropna=False)["value"].sum()
+    shares = shares.unstack("metric")
+    assert len(shares) > task_runs.IMAGES
+    # what was right is wrong now; what was tied is tied in both tables
+    np.testing.assert_allclose(shares["accuracy"], 1 - shares["ties"] / 2)
+
+
+def test_killed_between_its_two_files_it_ends_with_both(
+    world: World, run: Path, scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation of other images had finished before."""
+    world.evaluate(run, "depth", batch_size=3)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "innervision.engine.scores.package_versions", stop
+        )  # the table is written then, and the facts are not
+        with pytest.raises(KeyboardInterrupt):
+            world.evaluate(run, "depth", overwrite=True)
+    world.evaluate(run, "depth")
+    pd.testing.assert_frame_equal(*(pd.read_parquet(each / "scores/depth.parquet") for each in (run, scored)))
+    assert json.loads((run / "scores/depth.json").read_text())["plan"]["batch_size"] == 2
+    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(batch_size: 2\)"):
+        world.evaluate(run, "depth", batch_size=3)
+
+
+def test_a_broken_annotation_leaves_the_image_out(world: World, run: Path, tmp_path: Path) -> None:
+    coco = Path(shutil.copytree(world.root / "coco", tmp_path / "coco"))
+    (coco / "annotations/panoptic_val2017/0003.png").write_bytes(b"no PNG")
+    with pytest.raises(InnerVisionError, match=r"1 of 9 images are missing or broken.*cannot read the panoptic map"):
+        world.evaluate(run, "seg", data=str(coco))
+    table = world.evaluate(run, "seg", data=str(coco), max_bad=0.5)
+    assert "0003.png" not in set(table["image"])
+    assert list(json.loads((run / "scores/seg.json").read_text())["bad_images"]) == ["0003.png"]
+
+
+# --- several processes, and none that lives long
+
+
+def start(*words: object) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+    done = subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_two_processes_write_the_tables_of_one(world: World, run: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    start(*torchrun, SCRIPT, world.root, run, "similarity", "depth")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as they have
+    try:
+        tables = {task: world.evaluate(alone, task) for task in ("similarity", "depth")}
+    finally:
+        torch.set_num_threads(threads)
+    for task, before in tables.items():
+        pd.testing.assert_frame_equal(pd.read_parquet(run / f"scores/{task}.parquet"), before)
+        facts = [json.loads((each / f"scores/{task}.json").read_text()) for each in (run, alone)]
+        assert facts[0] == facts[1]
+
+
+def test_killed_at_twenty_random_points_it_ends_with_the_same_table(
+    world: World, run: Path, scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that is done before it is killed is checked, and begun anew, until there were twenty kills."""
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    processes = multiprocessing.get_context("forkserver")  # it imports once, and every child starts from there
+    processes.set_forkserver_preload([*task_runs.IMPORTS, "task_runs"])
+    whole = pd.read_parquet(scored / "scores/depth.parquet")
+
+    def check() -> None:
+        pd.testing.assert_frame_equal(pd.read_parquet(run / "scores/depth.parquet"), whole)
+        assert sorted(path.name for path in (run / "scores").iterdir()) == ["depth.json", "depth.parquet"]
+        shutil.rmtree(run / "scores")
+
+    began: list[float] = []
+
+    def live(seconds: float | None = None) -> int | None:
+        loaded = processes.Event()
+        child = processes.Process(target=task_runs.load_and_evaluate, args=(world.root, run, "depth", loaded))
+        child.start()
+        assert loaded.wait(60)
+        began.append(time.perf_counter())
+        child.join(seconds)
+        child.kill()
+        child.join()
+        return child.exitcode
+
+    assert live() == 0
+    seconds = time.perf_counter() - began[0]
+    check()
+    dice, kills, points = random.Random(0), 0, set()
+    while kills < 20:
+        code = live(dice.uniform(0, seconds))
+        if code == 0:
+            check()
+            continue
+        assert code == -signal.SIGKILL
+        kills += 1
+        points.add(len(list((run / "scores").glob(".depth/0*.parquet"))))
+    assert live() == 0
+    check()
+    assert len(points) > 2  # the kills fell at different points of the work

@@ -1,0 +1,422 @@
+"""Training on tiny real models: independence, resuming, and what stops a run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from innervision.config import ProbeSettings, TrainSettings
+from innervision.engine.fit import Stopped, fit
+from innervision.errors import InnerVisionError
+from innervision.mllm import MLLM
+from innervision.targets.depth import DepthTarget
+from innervision.targets.gen import GenTarget
+from innervision.targets.target import Target
+from stand_ins import KnownTarget, StandInMLLM, write_noise_images
+from tiny_experts import save_tiny_backbone, save_tiny_depth, save_tiny_gen
+from tiny_mllms import save_tiny
+
+Fit = Callable[..., dict]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models and a dozen images."""
+    root = tmp_path_factory.mktemp("train")
+    save_tiny("llava", root / "llava")
+    save_tiny_depth(root / "depth")
+    save_tiny_gen(root / "gen")
+    save_tiny_backbone(root / "backbone")
+    write_noise_images(root / "images", 13, size=(40, 60))
+    return root
+
+
+@pytest.fixture(scope="module")
+def mllm(folder: Path) -> MLLM:
+    return MLLM.load(str(folder / "llava"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def targets(folder: Path) -> list[Target]:
+    return [
+        DepthTarget.load(str(folder / "depth"), device="cpu", size=56),
+        GenTarget.load(str(folder / "gen"), device="cpu"),
+    ]
+
+
+@pytest.fixture
+def settings(folder: Path, tmp_path: Path) -> TrainSettings:
+    return TrainSettings(
+        mllm=str(folder / "llava"),
+        targets=f"depth={folder / 'depth'},gen={folder / 'gen'}",
+        images=str(folder / "images"),
+        out=str(tmp_path / "run"),
+        probe=ProbeSettings(heads=2, dim_head=8),
+        epochs=2,
+        batch_size=5,
+        micro_batch_size=2,
+        workers=0,
+        save_every=1,
+    )
+
+
+def weights(run: str | Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.stem}/{key}": value
+        for path in sorted((Path(run) / "probes").glob("*.safetensors"))
+        for key, value in load_file(path).items()
+    }
+
+
+def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+class StopAt:
+    """A target that gets the process a signal while it encodes for the n-th time."""
+
+    def __init__(self, target: Target, number: int, sent: int) -> None:
+        self.target, self.number, self.sent, self.calls = target, number, sent, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.target, name)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.number:
+            os.kill(os.getpid(), self.sent)
+        return self.target.encode(pixels)
+
+
+def test_probes_trained_together_are_those_trained_alone(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    fit(settings, mllm=mllm, targets=targets, progress=False)
+    together = weights(settings.out)
+    for target in targets:
+        for layer in ("vision", "2"):
+            alone = replace(settings, layers=layer, out=str(tmp_path / f"{target.name}{layer}"))
+            fit(alone, mllm=mllm, targets=[target], progress=False)
+            for key, value in weights(alone.out).items():
+                torch.testing.assert_close(value, together[key], atol=1e-6, rtol=1e-5, msg=key)
+
+
+def test_training_lowers_the_loss_of_every_probe(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
+    fit(replace(settings, epochs=8), mllm=mllm, targets=targets, progress=False)
+    log = [json.loads(line) for line in (Path(settings.out) / "train/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 25))
+    for name, by_layer in log[0]["loss"].items():
+        assert list(by_layer) == ["-1", "0", "1", "2", "3", "4"]
+        for layer, loss in by_layer.items():
+            assert sum(line["loss"][name][layer] for line in log[-3:]) / 3 < 0.9 * loss
+
+
+def test_micro_batches_add_up_to_the_batch(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    fit(settings, mllm=mllm, targets=targets, progress=False)
+    whole = replace(settings, micro_batch_size=5, out=str(tmp_path / "whole"))
+    fit(whole, mllm=mllm, targets=targets, progress=False)
+    for key, value in weights(whole.out).items():
+        torch.testing.assert_close(value, weights(settings.out)[key], atol=2e-5, rtol=1e-3, msg=key)
+
+
+def test_the_first_step_is_adamw_on_the_mean_loss_over_the_batch(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], folder: Path
+) -> None:
+    """One step by hand: states by Transformers, the loss over the whole batch, PyTorch's plain AdamW."""
+    from PIL import Image
+
+    from innervision.probes import ProbeBank
+
+    settings = replace(settings, epochs=1, batch_size=13, warmup=0, layers="3", micro_batch_size=4)
+    fit(settings, mllm=mllm, targets=targets[:1], progress=False)
+    images = [Image.open(path).convert("RGB") for path in sorted((folder / "images").iterdir())]
+    inputs = mllm.prepare(images, settings.prompt)
+    with torch.no_grad():
+        states = mllm.model(**inputs.tensors, output_hidden_states=True).hidden_states[3]
+    bank = ProbeBank(mllm, targets[0], [3], settings.probe, seed=settings.seed)
+    optimizer = torch.optim.AdamW(bank.parameters(), lr=settings.lr, weight_decay=0, fused=False, foreach=False)
+    truth = targets[0].encode(images)
+    torch.nn.functional.smooth_l1_loss(bank(3, states, inputs.mask), truth).backward()
+    optimizer.step()
+    trained = weights(settings.out)
+    for key, value in bank.probes.state_dict().items():
+        torch.testing.assert_close(trained[f"depth/probes.{key}"], value, atol=5e-5, rtol=1e-3, msg=key)
+    torch.testing.assert_close(trained["depth/mean"], truth.mean(dim=0))
+
+
+def test_the_learning_rate_rises_and_falls_along_a_cosine(settings: TrainSettings, tmp_path: Path) -> None:
+    import math
+
+    write_noise_images(tmp_path / "images", 10)
+    settings = replace(settings, images=str(tmp_path / "images"), targets="known", epochs=10, batch_size=1, warmup=0.1)
+    fit(settings, mllm=StandInMLLM(1), targets=[KnownTarget()], progress=False)
+    log = [json.loads(line) for line in (Path(settings.out) / "train/log.jsonl").read_text().splitlines()]
+    for line in log:
+        done = line["step"] - 1  # the first step is taken with the schedule's value at 0
+        share = done / 10 if done < 10 else 0.5 * (1 + math.cos(math.pi * (done - 10) / 90))
+        assert line["learning_rate"] == pytest.approx(settings.lr * share, rel=1e-6)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_resumes_to_the_same_bits(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, sent: int
+) -> None:
+    fit(settings, mllm=mllm, targets=targets, progress=False)
+    broken = replace(settings, out=str(tmp_path / "stopped"), save_every=500)
+    stopping = [StopAt(targets[0], 5, sent), targets[1]]
+    with pytest.raises(Stopped, match="stopped after step 2 of 6"):
+        fit(broken, mllm=mllm, targets=stopping, progress=False)
+    assert not list((Path(broken.out) / "probes").glob("*"))
+    fit(broken, resume=True, mllm=mllm, targets=targets, progress=False)
+    assert_same_bits(weights(settings.out), weights(broken.out))
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in file.open()]
+        for file in (Path(run) / "train/log.jsonl" for run in (settings.out, broken.out))
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(
+    settings: TrainSettings, mllm: MLLM, tmp_path: Path, folder: Path
+) -> None:
+    settings = replace(settings, epochs=6, targets=f"gen={folder / 'gen'}", workers=1, save_every=3)
+    gen = [GenTarget.load(str(folder / "gen"), device="cpu")]
+    fit(settings, mllm=mllm, targets=gen, progress=False)
+    killed = replace(settings, out=str(tmp_path / "killed"))
+    words = [
+        f"--{name}={getattr(killed, name)}"
+        for name in (
+            "mllm",
+            "images",
+            "out",
+            "targets",
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "workers",
+            "save_every",
+        )
+    ]
+    words += ["--probe.heads=2", "--probe.dim_head=8"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "innervision.cli", "train", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = Path(killed.out) / "train/log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 4):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((Path(killed.out) / "probes").glob("*")), "the run was over before it was killed"
+    fit(killed, resume=True, mllm=mllm, targets=gen, progress=False)
+    assert_same_bits(weights(settings.out), weights(killed.out))
+
+
+@pytest.mark.parametrize("content", [b"no state", b"PK\x03\x04 cut"])
+def test_a_broken_state_is_a_clear_error(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], content: bytes
+) -> None:
+    stopping = [StopAt(targets[0], 5, signal.SIGTERM), targets[1]]
+    with pytest.raises(Stopped):
+        fit(settings, mllm=mllm, targets=stopping, progress=False)
+    state = Path(settings.out) / "train/state.pt"
+    state.write_bytes(content)
+    with pytest.raises(InnerVisionError, match=r"cannot resume from .*state\.pt, which is broken"):
+        fit(settings, resume=True, mllm=mllm, targets=targets, progress=False)
+    state.unlink()
+    assert set(fit(settings, resume=True, mllm=mllm, targets=targets, progress=False)) == {"depth", "gen"}
+
+
+def test_a_run_folder_that_holds_a_run_is_left_alone(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    fit(settings, mllm=mllm, targets=targets, progress=False)
+    before = weights(settings.out)
+    with pytest.raises(InnerVisionError, match="holds a run already"):
+        fit(settings, mllm=mllm, targets=targets, progress=False)
+    with pytest.raises(InnerVisionError, match="begun with other settings: lr"):
+        fit(replace(settings, lr=1e-4), resume=True, mllm=mllm, targets=targets, progress=False)
+    with pytest.raises(InnerVisionError, match="no run to resume"):
+        fit(
+            replace(settings, out=str(tmp_path / "new")),
+            resume=True,
+            mllm=mllm,
+            targets=targets,
+            progress=False,
+        )
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1.tex").touch()
+    with pytest.raises(InnerVisionError, match="is no run"):
+        fit(replace(settings, out=str(tmp_path / "thesis")), mllm=mllm, targets=targets, progress=False)
+    assert_same_bits(before, weights(settings.out))
+
+
+def test_a_run_is_not_resumed_with_other_images_or_another_model(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    images = write_noise_images(tmp_path / "images", 6, size=(40, 60))
+    settings = replace(settings, images=str(images))
+    with pytest.raises(Stopped):
+        fit(settings, mllm=mllm, targets=[StopAt(targets[0], 1, signal.SIGTERM)], progress=False)
+    (images / "0002.png").rename(images / "renamed.png")
+    with pytest.raises(InnerVisionError, match="its images changed"):
+        fit(settings, resume=True, mllm=mllm, targets=targets[:1], progress=False)
+    (images / "renamed.png").rename(images / "0002.png")
+    other = MLLM.load(str(save_tiny("llava", tmp_path / "other", seed=1)), device="cpu")
+    with pytest.raises(InnerVisionError, match="its mllm changed"):
+        fit(settings, resume=True, mllm=other, targets=targets[:1], progress=False)
+    fit(settings, resume=True, mllm=mllm, targets=targets[:1], progress=False)
+
+
+def test_several_processes_are_refused(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InnerVisionError, match="one process"):
+        fit(settings, progress=False)
+
+
+def test_a_finished_run_has_nothing_to_resume(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
+    fit(settings, mllm=mllm, targets=targets, progress=False)
+    before = weights(settings.out)
+    stopping = [StopAt(target, 1, signal.SIGTERM) for target in targets]
+    banks = fit(settings, resume=True, mllm=mllm, targets=stopping, progress=False)
+    assert list(banks) == ["depth", "gen"]
+    assert_same_bits(before, weights(settings.out))
+
+
+def test_broken_images_are_named_counted_and_left_out(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    """Images that cannot be read leave the probes as if they had never been listed."""
+    images = write_noise_images(tmp_path / "images", 8, size=(40, 60))
+    (images / "0003.png").write_bytes((images / "0003.png").read_bytes()[:500])
+    some = replace(settings, images=str(images), batch_size=8, max_bad=0.2, epochs=1)
+    fit(some, mllm=mllm, targets=targets, progress=False)
+    reasons = json.loads((Path(settings.out) / "train/bad_images.json").read_text())
+    assert list(reasons) == ["0003.png"]
+    (images / "0003.png").unlink()
+    good = replace(some, out=str(tmp_path / "good"))
+    fit(good, mllm=mllm, targets=targets, progress=False)
+    for key, value in weights(good.out).items():
+        torch.testing.assert_close(value, weights(settings.out)[key], atol=5e-5, rtol=1e-3, msg=key)
+
+
+def test_too_many_bad_images_stop_the_run(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    images = write_noise_images(tmp_path / "images", 8)
+    (images / "0003.png").write_bytes(b"not an image")
+    with pytest.raises(
+        InnerVisionError, match=r"1 of 8 images are missing or broken, more than max_bad=0\.01.*0003\.png"
+    ):
+        fit(replace(settings, images=str(images)), mllm=mllm, targets=targets, progress=False)
+
+
+def test_missing_images_stop_the_run_before_any_model_is_loaded(settings: TrainSettings, tmp_path: Path) -> None:
+    listing = {"images": [{"id": i, "file_name": f"{i:04}.png"} for i in range(10)], "annotations": []}
+    write_noise_images(tmp_path / "val2017", 5)
+    (tmp_path / "annotations").mkdir()
+    source = tmp_path / "annotations/captions_val2017.json"
+    source.write_text(json.dumps(listing))
+    with pytest.raises(InnerVisionError, match="5 of 10 images are missing or broken"):
+        fit(replace(settings, images=str(source), mllm="no/such-model"), progress=False)
+
+
+def test_broken_images_stop_a_small_set_before_any_model_is_loaded(settings: TrainSettings, tmp_path: Path) -> None:
+    images = write_noise_images(tmp_path / "images", 8)
+    (images / "0007.png").write_bytes((images / "0007.png").read_bytes()[:50])
+    with pytest.raises(InnerVisionError, match="1 of 8 images are missing or broken"):
+        fit(replace(settings, images=str(images), mllm="no/such-model"), progress=False)
+
+
+def test_an_image_that_the_mllm_cannot_take_is_left_out(folder: Path, tmp_path: Path, settings: TrainSettings) -> None:
+    """Qwen2-VL refuses images that are more than 200 times as wide as high."""
+    save_tiny("qwen2_vl", tmp_path / "qwen")
+    images = write_noise_images(tmp_path / "images", 3, size=(40, 60))
+    write_noise_images(tmp_path / "wide", 1, size=(4, 2000))
+    (tmp_path / "wide/0000.png").rename(images / "wide.png")
+    settings = replace(
+        settings,
+        mllm=str(tmp_path / "qwen"),
+        targets=f"gen={folder / 'gen'}",
+        images=str(images),
+        max_bad=0.5,
+        epochs=1,
+        device="cpu",
+    )
+    fit(settings, progress=False)
+    reasons = json.loads((Path(settings.out) / "train/bad_images.json").read_text())
+    assert list(reasons) == ["wide.png"]
+    assert "aspect ratio" in reasons["wide.png"]
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    real_save = torch.save
+
+    def save(state: dict, path: Path) -> None:
+        saved.append(state["step"])
+        real_save(state, path)
+        if len(saved) == 3:
+            raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")  # PyTorch's words
+
+    monkeypatch.setattr("innervision.engine.fit.torch.save", save)
+    with pytest.raises(InnerVisionError, match=r"cannot write .*state\.pt: .*unexpected pos.*is the disk full"):
+        fit(settings, mllm=mllm, targets=targets, progress=False)
+    folder = Path(settings.out) / "train"
+    assert torch.load(folder / "state.pt", weights_only=True)["step"] == 2
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_loss_that_is_not_finite_is_an_error(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
+    class Broken(StopAt):
+        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.target.encode(pixels) * float("nan")
+
+    with pytest.raises(InnerVisionError, match="loss of gen at layer -1 is nan"):
+        fit(settings, mllm=mllm, targets=[targets[0], Broken(targets[1], 0, 0)], progress=False)
+
+
+def test_clipping_is_per_probe(settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path) -> None:
+    """A probe's first clipped step does not depend on the gradients of its neighbours."""
+    clipped = replace(settings, clip=1e-3, epochs=1)
+    fit(clipped, mllm=mllm, targets=targets, progress=False)
+    alone = replace(clipped, layers="1", out=str(tmp_path / "alone"))
+    fit(alone, mllm=mllm, targets=targets, progress=False)
+    for key, value in weights(alone.out).items():
+        torch.testing.assert_close(value, weights(clipped.out)[key], atol=1e-6, rtol=1e-5, msg=key)
+    free = replace(settings, epochs=1, out=str(tmp_path / "free"))
+    fit(free, mllm=mllm, targets=targets, progress=False)
+    assert any(
+        not torch.allclose(value, weights(free.out)[key], atol=1e-5) for key, value in weights(clipped.out).items()
+    )
+
+
+def test_losses_go_to_tensorboard(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(replace(settings, trackers="tensorboard", epochs=1), mllm=mllm, targets=targets, progress=False)
+    events = EventAccumulator(str(Path(settings.out) / "train/innervision"))
+    events.Reload()
+    log = [json.loads(line) for line in (Path(settings.out) / "train/log.jsonl").read_text().splitlines()]
+    shown = [event.value for event in events.Scalars("depth/2")]
+    assert shown == pytest.approx([line["loss"]["depth"]["2"] for line in log], rel=1e-6)

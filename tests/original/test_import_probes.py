@@ -1,0 +1,241 @@
+"""Probe checkpoints of the original code become runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from innervision import cli
+from innervision.engine.run import RunFolder
+from innervision.errors import InnerVisionError
+from innervision.mllm import MLLM
+from innervision.original.import_probes import EXPERTS, Features, Model, import_probes, sort_keys
+from innervision.probes import ProbeBank, read_metadata
+from innervision.targets import load_targets
+
+PROMPT = "Describe the image in two lines."
+SETTINGS = {"depth": 1, "dim_head": 4, "num_heads": 2, "num_tokens": 576, "output_dim": 32, "ff_mult": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(shared: Path) -> Path:
+    return shared / "golden/probe_ckpt"
+
+
+@pytest.fixture
+def copy(checkpoints: Path, tmp_path: Path) -> Path:
+    """A depth checkpoint that a test may change, without the expert beside it."""
+    folder = shutil.copytree(checkpoints / "probe_depth_tiny-llava-llama3", tmp_path / "probe")
+    for path in Path(folder).iterdir():
+        path.chmod(0o644)
+    return Path(folder)
+
+
+def imported(mode: str, checkpoints: Path, shared: Path, out: Path) -> ProbeBank:
+    folder = checkpoints / f"probe_{mode}_tiny-llava-llama3"
+    expert = str(shared / "golden/oneformer/tiny") if mode == "seg" else None
+    run = import_probes(str(folder), out, expert=expert)
+    facts = read_metadata(run.probes(mode))
+    model = Model(facts["mllm"], facts["mllm_revision"], 3, 32)
+    target = Features(mode, facts["expert"], facts["expert_revision"], facts["num_tokens"], facts["width"])
+    return ProbeBank.load(run.probes(mode), model, target)
+
+
+def as_tokens(golden: Tensor) -> Tensor:
+    """Give the original's map (B, C, h, w) or tokens (B, N, C) as tokens."""
+    return golden.flatten(2).transpose(1, 2) if golden.dim() == 4 else golden
+
+
+@pytest.mark.parametrize("mode", ["depth", "seg"])
+def test_predictions_losses_and_gradients_agree_with_the_original(
+    mode: str, checkpoints: Path, shared: Path, tmp_path: Path
+) -> None:
+    golden = load_file(checkpoints / f"{mode}_forward.safetensors")
+    bank = imported(mode, checkpoints, shared, tmp_path / "run")
+    assert bank.layers == [1, 2, 3]
+    unmasked = torch.ones_like(golden["attention_mask"], dtype=torch.bool)  # row 1 has padding, which is read
+    total = torch.zeros(())
+    for number, layer in enumerate(bank.layers):
+        prediction = bank(layer, golden[f"hidden_states.{layer}"], unmasked)
+        torch.testing.assert_close(prediction, as_tokens(golden[f"probe_pred.{number}"]), atol=1e-5, rtol=0)
+        loss = F.smooth_l1_loss(prediction, as_tokens(golden["target"]))
+        torch.testing.assert_close(loss, golden[f"layer_loss.{number}"].squeeze(), atol=1e-6, rtol=0)
+        total = total + loss
+    torch.testing.assert_close(total, golden["loss_total"].squeeze(), atol=1e-6, rtol=0)
+    total.backward()
+    gradients = {key: value for key, value in golden.items() if key.startswith("grad.")}
+    assert len(gradients) == 18
+    for key, expected in gradients.items():
+        parameter = bank.probes["1"].get_parameter(key.split(".projector.")[1])
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["depth", "seg"])
+def test_an_image_is_predicted_as_by_the_original(mode: str, checkpoints: Path, shared: Path, tmp_path: Path) -> None:
+    golden = load_file(checkpoints / f"{mode}_eval_image0_fp32.safetensors")
+    bank = imported(mode, checkpoints, shared, tmp_path / "run").half().float()
+    folder = str(checkpoints / f"probe_{mode}_tiny-llava-llama3")
+    mllm = MLLM.load(folder, dtype=torch.float16, device="cpu")
+    mllm.model.float()
+    found: dict[int, Tensor] = {}
+    inputs = mllm.prepare([Image.open(checkpoints / "image0.png").convert("RGB")], PROMPT)
+    with torch.no_grad():
+        mllm.visit(inputs, lambda layer, x, mask: found.update({layer: bank(layer, x, mask)}), bank.layers)
+    for number, layer in enumerate(bank.layers):
+        expected = as_tokens(golden[f"{mode}_embs.{number}"])
+        torch.testing.assert_close(found[layer], expected, atol=1e-4, rtol=0)
+
+
+def test_a_run_says_where_it_comes_from_and_how_to_go_on(checkpoints: Path, tmp_path: Path) -> None:
+    run = import_probes(str(checkpoints / "probe_depth_tiny-llava-llama3"), tmp_path / "run")
+    settings, record = run.settings(), run.record()
+    assert settings.protocol == "paper"
+    assert settings.layers == "decoder"
+    assert settings.targets == f"depth={(checkpoints / 'tiny_dav2.pth').resolve()}"
+    assert (settings.probe.heads, settings.probe.dim_head) == (2, 4)
+    assert record["imported"]["checkpoint"] == "probe_depth_tiny-llava-llama3"
+    assert record["mllm"]["num_layers"] == 3
+    facts = read_metadata(run.probes("depth"))
+    assert facts["protocol"] == "paper"
+    [target] = load_targets([settings.targets], device="cpu")
+    bank = ProbeBank.load(run.probes("depth"), MLLM.load(settings.mllm, device="cpu"), target)
+    assert bank.mean.isnan().all()
+
+
+def test_the_mean_feature_is_that_of_the_images_given(checkpoints: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    pictures = [Image.open(checkpoints / f"image{number}.png").convert("RGB") for number in (0, 1)]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"images/{number}.png")
+    run = import_probes(
+        str(checkpoints / "probe_depth_tiny-llava-llama3"), tmp_path / "run", images=str(tmp_path / "images")
+    )
+    mean = load_file(run.probes("depth"))["mean"]
+    [target] = load_targets([run.settings().targets], device="cpu")
+    torch.testing.assert_close(mean, target.encode(pictures).mean(dim=0), atol=1e-6, rtol=0)
+
+
+def test_the_command_line_imports(
+    checkpoints: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert cli.main(["import", str(checkpoints / "probe_depth_tiny-llava-llama3"), "--out", out]) == 0
+    printed = capsys.readouterr().out
+    assert "no mean feature" in printed
+    assert "next: innervision evaluate" in printed
+    assert cli.main(["import", str(checkpoints / "probe_depth_tiny-llava-llama3"), "--out", out]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_expert_beside_it_uses_the_one_it_holds(copy: Path, tmp_path: Path) -> None:
+    run = import_probes(str(copy), tmp_path / "run")
+    assert run.settings().targets == f"depth={copy.resolve()}"
+    [target] = load_targets([run.settings().targets], device="cpu")
+    assert (target.num_tokens, target.width) == (576, 32)
+
+
+def change(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe_mode": "pose"}, "probe_mode in its config.json is pose, not depth, seg or gen"),
+        ({"probe_mode": "seg", "image_seg": SETTINGS}, r"\(probe_mode=seg\) holds 54 unknown tensors: image_depth_h"),
+        ({"image_depth": {}}, "lacks depth, dim_head, num_heads, num_tokens, output_dim, ff_mult in image_depth"),
+        ({"num_hidden_layers": 2}, r"holds 18 tensors too many: image_depth_heads\.2\."),
+        ({"num_hidden_layers": 4}, r"lacks 18 tensors: image_depth_heads\.3\.projector\."),
+        ({"image_depth": SETTINGS | {"num_tokens": 64}}, r"latents is \(1, 576, 32\), not \(1, 64, 32\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, object], message: str, copy: Path, tmp_path: Path) -> None:
+    change(copy, **changes)
+    with pytest.raises(InnerVisionError, match=message):
+        import_probes(str(copy), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_unknown_tensors_are_named(copy: Path, tmp_path: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    gone = "image_depth_heads.1.projector.proj_in.bias"
+    save_file({key: value for key, value in weights.items() if key != gone}, copy / "model.safetensors")
+    with pytest.raises(InnerVisionError, match=f"lacks 1 tensors: {gone}"):
+        import_probes(str(copy), tmp_path / "run")
+    save_file(weights | {"other.weight": torch.zeros(1)}, copy / "model.safetensors")
+    with pytest.raises(InnerVisionError, match=r"1 unknown tensors: other\.weight"):
+        import_probes(str(copy), tmp_path / "run")
+
+
+def test_a_base_model_and_a_folder_of_something_else_are_refused(checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.raises(InnerVisionError, match=r"probe_mode in its config\.json is None"):
+        import_probes(str(checkpoints / "base-tiny-llava-llama3"), tmp_path / "run")
+    with pytest.raises(InnerVisionError, match="is no probe checkpoint"):
+        import_probes(str(tmp_path), tmp_path / "run")
+
+
+def published(shared: Path, mode: str) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Names and shapes of a checkpoint of Llama-3-8B size: of the probes, and of all else that is listed."""
+    sizes = json.loads((shared / "golden/misc/published_size_keys.json").read_text())[mode]
+    probes = {
+        key.replace(f"image_{mode}_heads.0.", f"image_{mode}_heads.{number}."): shape
+        for number in range(32)
+        for key, shape in sizes["head0"].items()
+    }
+    return probes, sizes["non_head_keys"]
+
+
+@pytest.mark.parametrize("mode", list(EXPERTS))
+def test_every_tensor_of_a_published_checkpoint_is_used_or_known(mode: str, shared: Path) -> None:
+    probes, others = published(shared, mode)
+    used, unused, unknown = sort_keys([*probes, *others], mode)
+    assert set(used.values()) == set(probes)
+    assert set(unused) == set(others)
+    assert unknown == []
+
+
+def test_every_tensor_of_the_tower_and_of_the_tasks_is_known(shared: Path) -> None:
+    tower = json.loads((shared / "golden/misc/convnext_xxlarge.json").read_text())["trunk_keys"]
+    tasks = [f"model.special_{target}_tokens" for target in EXPERTS]
+    assert sort_keys([*tower, *tasks], "depth")[1:] == ([*tower, *tasks], [])
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_published_checkpoint_is_imported_at_full_size_without_reading_the_rest(
+    kind: str, shared: Path, tmp_path: Path
+) -> None:
+    """One shard holds two probes of full size, the other shards are not even there."""
+    mode, layers = "gen", 2
+    probes, others = published(shared, mode)
+    probes = {key: shape for key, shape in probes.items() if int(key.split(".")[1]) < layers}
+    folder = tmp_path / f"probe.{kind}"
+    folder.mkdir()
+    index, shard = {
+        "safetensors": ("model.safetensors.index.json", "model-00007-of-00007.safetensors"),
+        "bin": ("pytorch_model.bin.index.json", "pytorch_model-00007-of-00007.bin"),
+    }[kind]
+    weights = {key: torch.full(shape, 0.5, dtype=torch.bfloat16) for key, shape in probes.items()}
+    (save_file if kind == "safetensors" else torch.save)(weights, folder / shard)
+    files = dict.fromkeys(probes, shard) | dict.fromkeys(others, shard.replace("00007-of", "00001-of"))
+    (folder / index).write_text(json.dumps({"weight_map": files}))
+    config = {
+        "model_type": "probe_dsg_llava_llama",
+        "probe_mode": mode,
+        "num_hidden_layers": layers,
+        "hidden_size": 4096,
+        "image_generator": "stabilityai/stable-diffusion-2-1-unclip",
+        "image_gen": {"depth": 1, "dim_head": 32, "num_heads": 4, "num_tokens": 1, "output_dim": 1024, "ff_mult": 1},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    run = import_probes(str(folder), tmp_path / f"run.{kind}")
+    written = load_file(run.probes(mode))
+    assert sum(value.numel() for value in written.values()) == layers * 7_875_584 + 1024  # and the mean
+    assert all(bool((value == 0.5).all()) for key, value in written.items() if key != "mean")
+    assert RunFolder(run.path).record()["parameters"] == {mode: layers * 7_875_584}

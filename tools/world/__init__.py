@@ -1,0 +1,1 @@
+"""Makes and measures the models of the embedded world: `python -m tools.world build`."""
