@@ -2,7 +2,7 @@
 
 import pytest
 
-from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings, parse_layers
+from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings, check_layers, parse_layers
 from innervision.errors import InnerVisionError
 
 
@@ -45,6 +45,7 @@ def test_layers_that_are_not_there_are_named() -> None:
         ({"max_bad": -0.1}, "max_bad"),
         ({"clip": 0.0}, "clip"),
         ({"workers": -1}, "workers"),
+        ({"save_minutes": -1.0}, "save_minutes must not be negative"),
         ({"layers": "foo"}, "layers=.foo. is not all, decoder"),
         ({"quantization": "4bit", "random_weights": "llm"}, "cannot be combined"),
     ],
@@ -61,6 +62,22 @@ def test_probe_settings_that_make_no_sense_are_refused() -> None:
         ProbeSettings(kind="linear", positions=True)
 
 
-def test_a_shuffled_floor_needs_two_images() -> None:
-    with pytest.raises(InnerVisionError, match="at least 2"):
-        EvaluateSettings(images="i", batch_size=1)
+def test_the_form_of_layers_is_checked_before_the_model_is_known() -> None:
+    check_layers("vision,0,123456")
+    with pytest.raises(InnerVisionError, match="is not all, decoder, every:N or a list"):
+        check_layers("vision,")
+
+
+def test_a_batch_has_an_image() -> None:
+    assert EvaluateSettings(images="i", batch_size=1).batch_size == 1
+    with pytest.raises(InnerVisionError, match="batch_size must be above 0"):
+        EvaluateSettings(images="i", batch_size=0)
+
+
+def test_training_saves_after_every_step_when_asked() -> None:
+    assert TrainSettings(mllm="m", images="i", out="o", save_minutes=0).save_minutes == 0
+
+
+def test_trust_in_remote_code_is_no_setting() -> None:
+    with pytest.raises(TypeError, match="trust_remote_code"):
+        TrainSettings(mllm="m", images="i", out="o", trust_remote_code=True)  # type: ignore[call-arg]

@@ -12,9 +12,11 @@ from typing import Any
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace, set_parsing_settings
 
 from innervision import __version__
-from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings, task_settings
+from innervision.config import EvaluateSettings, GenSettings, ProbeSettings, TaskSettings, TrainSettings
 from innervision.errors import InnerVisionError
 from innervision.tasks import task_names
+
+TASK_SETTINGS: dict[str, type[TaskSettings]] = {"gen": GenSettings}
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "original" / "presets").glob("*.yaml")}
 """Files of settings that come with the package, by name."""
@@ -81,7 +83,7 @@ def evaluate_similarity(parser: ArgumentParser, options: Namespace) -> None:
 
 def evaluate_task(task: str, parser: ArgumentParser, options: Namespace) -> None:
     """Decode every layer's predictions with the expert's own head, and score them."""
-    settings = _settings(parser, task_settings(task), options)
+    settings = _settings(parser, TASK_SETTINGS.get(task, TaskSettings), options)
     from innervision.engine import evaluate
 
     _show_scores(options.run, evaluate.evaluate_task(options.run, task, settings, overwrite=options.overwrite))
@@ -230,7 +232,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Command]]:
     similarity = _evaluator(evaluate_similarity, EvaluateSettings)
     tasks.add_subcommand("similarity", similarity, help=evaluate_similarity.__doc__)
     for name in task_names():
-        tasks.add_subcommand(name, _evaluator(evaluate_task, task_settings(name)), help=evaluate_task.__doc__)
+        tasks.add_subcommand(name, _evaluator(evaluate_task, TASK_SETTINGS.get(name, TaskSettings)), help=evaluate_task.__doc__)
 
     importer = _leaf(import_probes)
     importer.add_argument("checkpoint", help="Folder or Hub id of a probe checkpoint of the original code.")

@@ -1,15 +1,18 @@
 """Every setting of a run. The text below a field is also its help on the command line."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, require
 
 VISION = -1
 """The layer number of what the vision tower hands to the projector."""
 
 Protocol = Literal["standard", "paper"]
 """How probes are trained and scores are made; every score names it."""
+
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(kw_only=True)
@@ -30,6 +33,8 @@ class ProbeSettings:
     """Width of an attention head."""
     ff_mult: float = 1.0
     """Hidden width of a resampler's feed-forward part, as a multiple of the features' width."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of a kind of probe that another package brings: --probe.options.NAME VALUE."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -52,8 +57,9 @@ class TrainSettings:
     out: str
     """The run's folder; made if it does not exist."""
     targets: str = "depth,seg,gen"
-    """Experts whose features are predicted, separated by commas: depth, seg, gen, or NAME=ID_OR_PATH for another
-    expert of that kind, such as backbone=facebook/dinov2-base."""
+    """Experts whose features are predicted, separated by commas: depth, seg, gen; KIND=ID_OR_PATH for another expert of
+    that kind, such as backbone=facebook/dinov2-base or backbone=ID@REVISION; NAME:KIND=ID_OR_PATH to name it, such as
+    dino:backbone=A,siglip:backbone=B. Several of one kind without names are called KIND-BASENAME."""
     layers: str = "all"
     """Layers to probe: all (vision where the model has it, 0 = embeddings, 1…L), decoder (1…L, as in the paper),
     every:N (0, N, 2N … and L), or a list such as vision,0,8,16."""
@@ -84,8 +90,14 @@ class TrainSettings:
     """Of the probes' first weights and of the order of the images."""
     revision: str | None = None
     """Branch, tag or commit of the MLLM on the Hub."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the frozen models; by default bfloat16 on an accelerator and float32 on a CPU."""
+    dtype: DType | None = None
+    """Of the MLLM; by default bfloat16 on an accelerator and float32 on a CPU."""
+    expert_dtype: DType = "float32"
+    """Of the experts' matrix work. Scores can be compared between runs only where it is the same."""
+    probe_dtype: DType | None = None
+    """Of the probes' matrix work; by default bfloat16 on an accelerator and float32 on a CPU, but for protocol=paper,
+    which evaluates in float16 on an accelerator, as the original does. Probes trained in float16 may diverge, since
+    gradients are not scaled."""
     device: str | None = None
     """By default the accelerator, where there is one."""
     quantization: Literal["4bit", "8bit"] | None = None
@@ -95,12 +107,10 @@ class TrainSettings:
     template: str | None = None
     """Conversation template of an MLLM in the original LLaVA layout: v1, llava_llama_3 or llava_phi_3; by default the
     one that its language model was tuned with."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint. Only for sources that you trust."""
     workers: int = 2
     """Processes that read and prepare images; 0 = the main one."""
-    save_every: int = 500
-    """Steps after which the state for --resume is saved."""
+    save_minutes: float = 10.0
+    """Minutes between two saves of the state for --resume; 0 = after every step."""
     max_bad: float = 0.01
     """Share of broken or missing images at which the run stops."""
     trackers: str = ""
@@ -108,9 +118,9 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        for name in ("epochs", "batch_size", "micro_batch_size", "save_every", "lr"):
+        for name in ("epochs", "batch_size", "micro_batch_size", "lr"):
             require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("workers", "weight_decay", "seed"):
+        for name in ("workers", "weight_decay", "seed", "save_minutes"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, as {getattr(self, name)} is")
         for name in ("warmup", "max_bad"):
             require(0 <= getattr(self, name) <= 1, f"{name} is a share from 0 to 1, not {getattr(self, name)}")
@@ -123,7 +133,7 @@ class TrainSettings:
             self.protocol == "standard" or (self.tokens == "all" and not self.probe.positions),
             "protocol=paper reads all tokens, without positions: leave out tokens and probe.positions",
         )
-        parse_layers(self.layers, num_layers=10_000, has_vision=True)  # its form; the model is not known yet
+        check_layers(self.layers)
         self.micro_batch_size = min(self.micro_batch_size, self.batch_size)
 
 
@@ -132,7 +142,7 @@ class ScoreSettings:
     """How a run is scored, whatever is scored."""
 
     batch_size: int = 16
-    """Images that go through the models at once. The shuffled floor pairs the images of a batch."""
+    """Images that go through the models at once."""
     device: str | None = None
     """By default the accelerator, where there is one."""
     workers: int = 2
@@ -142,7 +152,7 @@ class ScoreSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        require(self.batch_size > 1, "batch_size must be at least 2: the shuffled floor needs another image")
+        require(self.batch_size > 0, f"batch_size must be above 0, not {self.batch_size}")
         require(self.workers >= 0, f"workers must not be negative, as {self.workers} is")
         require(0 <= self.max_bad <= 1, f"max_bad is a share from 0 to 1, not {self.max_bad}")
 
@@ -214,13 +224,17 @@ class GenSettings(DrawSettings, TaskSettings):
         DrawSettings.__post_init__(self)
 
 
-TASK_SETTINGS: dict[str, type[TaskSettings]] = {"gen": GenSettings}
-"""Of tasks that have settings of their own."""
+def check_layers(text: str) -> None:
+    """Check the form of the `layers` setting, whatever the model.
 
-
-def task_settings(task: str) -> type[TaskSettings]:
-    """Give the class of a task's settings."""
-    return TASK_SETTINGS.get(task, TaskSettings)
+    Raises:
+        InnerVisionError: the text is none of the forms that the setting allows.
+    """
+    layer = r"\s*(vision|-?\d+)\s*"
+    require(
+        re.fullmatch(rf"all|decoder|every:0*[1-9]\d*|{layer}(,{layer})*", text) is not None,
+        f"layers={text!r} is not all, decoder, every:N or a list such as vision,0,8",
+    )
 
 
 def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
@@ -229,34 +243,16 @@ def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
     Raises:
         InnerVisionError: the text is none of the forms that the setting allows, or names a layer that is not there.
     """
+    check_layers(text)
+    lowest = VISION if has_vision else 0
     if text == "all":
-        return list(range(VISION if has_vision else 0, num_layers + 1))
+        return list(range(lowest, num_layers + 1))
     if text == "decoder":
         return list(range(1, num_layers + 1))
-    try:
-        if text.startswith("every:"):
-            step = int(text.removeprefix("every:"))
-            return sorted({*range(0, num_layers + 1, max(step, 0)), num_layers})  # a step of 0 is a ValueError
-        layers = sorted({VISION if part.strip() == "vision" else int(part) for part in text.split(",")})
-    except ValueError:
-        raise InnerVisionError(f"layers={text!r} is not all, decoder, every:N or a list such as vision,0,8") from None
-    lowest = VISION if has_vision else 0
+    if text.startswith("every:"):
+        return sorted({*range(0, num_layers + 1, int(text.removeprefix("every:"))), num_layers})
+    layers = sorted({VISION if part.strip() == "vision" else int(part) for part in text.split(",")})
     if wrong := [layer for layer in layers if not lowest <= layer <= num_layers]:
-        raise InnerVisionError(
-            f"there is no layer {', '.join(map(str, wrong))}: the model has "
-            + ("vision (-1) and " if has_vision else "")
-            + f"0…{num_layers}"
-            + ("" if has_vision else " and no vision stage (-1)")
-        )
+        known = f"vision (-1) and 0…{num_layers}" if has_vision else f"0…{num_layers} and no vision stage (-1)"
+        raise InnerVisionError(f"there is no layer {', '.join(map(str, wrong))}: the model has {known}")
     return layers
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise InnerVisionError with the message unless the condition holds."""
-    if not condition:
-        raise InnerVisionError(message)
-
-
-def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name the settings whose values differ."""
-    return [name for name in now if before.get(name) != now[name]]

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see."""
+"""The one exception that users are meant to see, and short ways to it."""
 
 
 class InnerVisionError(Exception):
@@ -6,6 +6,12 @@ class InnerVisionError(Exception):
 
     The command line prints the message without a traceback and exits with status 1.
     """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InnerVisionError with the message unless the condition holds."""
+    if not condition:
+        raise InnerVisionError(message)
 
 
 def first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from innervision.config import ProbeSettings, TrainSettings, changed
+from innervision.config import ProbeSettings, TrainSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 
@@ -139,3 +139,8 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name the settings whose values differ."""
+    return [name for name in now if before.get(name) != now[name]]

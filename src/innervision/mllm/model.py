@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from innervision.checkpoints.identity import hub_commit, identify, locate
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
-from innervision.config import VISION, require
-from innervision.errors import InnerVisionError
+from innervision.config import VISION
+from innervision.errors import InnerVisionError, require
 from innervision.mllm.architecture import (
     Decoder,
     find_decoder,
@@ -31,12 +31,6 @@ from innervision.mllm.architecture import (
     handed_over,
 )
 from innervision.mllm.inputs import InputBuilder, Inputs, Tokens, share_out
-
-Visitor = Callable[[int, Tensor, Tensor], None]
-"""Called with a layer's number, its states (B, T, D) and a mask (B, T), True = a token the visitor may read."""
-
-RandomWeights = bool | Literal["all"]
-
 
 class MLLM:
     """A frozen multimodal LLM whose hidden states can be visited layer by layer.
@@ -77,7 +71,7 @@ class MLLM:
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         quantization: Literal["4bit", "8bit"] | None = None,
-        random_weights: RandomWeights = False,
+        random_weights: Literal["none", "llm", "all"] = "none",
         seed: int = 0,
         trust_remote_code: bool = False,
         template: str | None = None,
@@ -90,8 +84,8 @@ class MLLM:
             dtype: of the weights; by default bfloat16 on an accelerator, float32 on a CPU.
             device: by default the accelerator, where there is one.
             quantization: load the linear layers in 4 or 8 bits (needs bitsandbytes).
-            random_weights: a control. True gives the LLM fresh weights and keeps the vision tower and the
-                projector; "all" gives the whole model fresh weights and reads no checkpoint, only its configuration.
+            random_weights: a control. "llm" gives the LLM fresh weights and keeps the vision tower and the projector;
+                "all" gives the whole model fresh weights and reads no checkpoint, only its configuration.
             seed: of the fresh weights.
             trust_remote_code: run model code that comes with the checkpoint.
             template: conversation template of a model in the original layout; by default its language model's.
@@ -105,7 +99,7 @@ class MLLM:
         except RuntimeError as error:
             raise InnerVisionError(f"there is no device {device!r}: use cpu, cuda, cuda:1, mps …") from error
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        if quantization and random_weights:
+        if quantization and random_weights != "none":
             raise InnerVisionError("random_weights cannot be combined with quantization")
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         folder = locate(name)
@@ -136,13 +130,12 @@ class MLLM:
                 if foreign is not None:
                     foreign.embed(model)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
-            raise InnerVisionError(f"cannot load the MLLM {name!r}: {_first_sentence(error)}") from error
+            raise InnerVisionError(f"cannot load the MLLM {name!r}: {shorten(error)}") from error
         name, revision = identify(name, source["revision"])
-        if random_weights:
-            part = "all" if random_weights == "all" else "llm"
-            revision = f"{revision or ''} random {part}, seed {seed}".lstrip()
+        if random_weights != "none":
+            revision = f"{revision or ''} random {random_weights}, seed {seed}".lstrip()
         mllm = cls(model, processor, name=name, revision=revision)
-        if random_weights is True:
+        if random_weights == "llm":
             mllm.randomize_decoder(seed)
         return mllm
 
@@ -155,6 +148,15 @@ class MLLM:
     def dtype(self) -> torch.dtype:
         """Of the weights and the states."""
         return self.model.dtype
+
+    @cached_property
+    def vision_stage(self) -> VisionStage:
+        """Where the vision tower hands its features to the projector.
+
+        Raises:
+            InnerVisionError: the model has no such stage.
+        """
+        return find_vision_stage(self.model, self.decoder)
 
     def has_vision_layer(self) -> bool:
         """Whether layer -1 exists: a vision tower hands its features to a projector."""
@@ -216,18 +218,9 @@ class MLLM:
         wanted = set(range(self.num_layers + 1) if layers is None else layers)
         self.check_layers(sorted(wanted))
         inputs = inputs.to(self.device, self.model.dtype)
-        walk = _Walk(self, inputs, inputs.visible(tokens), wanted, visitor)
-        handles = walk.hook()
-        try:
-            self.model(**inputs.tensors, use_cache=False)
-        except _LastLayerSeen:
-            return
-        finally:
-            for handle in handles:
-                handle.remove()
-        raise InnerVisionError(
-            f"{self.name}: the forward pass ended before layers {sorted(wanted - walk.seen)} were reached"
-        )
+        stage = self.vision_stage if VISION in wanted else None
+        walk = Walk(self.name, self.decoder, stage, inputs, inputs.visible(tokens), wanted, visitor)
+        walk.run(lambda: self.model(**inputs.tensors, use_cache=False))
 
     def randomize_decoder(self, seed: int) -> None:
         """Give the LLM (embeddings, decoder layers, final norm) fresh weights in place, as its class would."""
@@ -240,108 +233,6 @@ class MLLM:
         with fixed_seed(seed):
             decoder.initialize_weights()
         decoder.to(device)
-
-
-class _LastLayerSeen(Exception):
-    """Ends the forward pass: nobody asked for what comes after."""
-
-
-class _Walk:
-    """One forward pass: notices the states as the modules produce them."""
-
-    def __init__(self, mllm: MLLM, inputs: Inputs, mask: Tensor, wanted: set[int], visitor: Visitor) -> None:
-        self.mllm = mllm
-        self.inputs = inputs
-        self.mask = mask
-        self.wanted = wanted
-        self.visitor = visitor
-        self.seen: set[int] = set()
-        self.layers_entered = 0
-        self.layers_left = 0
-        self.tower_output: Any = None
-
-    def hook(self) -> list[torch.utils.hooks.RemovableHandle]:
-        decoder = self.mllm.decoder
-        handles = [decoder.module.register_forward_hook(self.on_decoder_output)]
-        for layer in set(decoder.layers):
-            handles.append(layer.register_forward_pre_hook(self.on_layer_input, with_kwargs=True))
-            handles.append(layer.register_forward_hook(self.on_layer_output))
-        if VISION in self.wanted:
-            stage = find_vision_stage(self.mllm.model, decoder)
-            handles.append(stage.tower.register_forward_hook(self.on_tower_output))
-            for module in stage.neighbours:
-                handles.append(module.register_forward_pre_hook(self.on_neighbour_input, with_kwargs=True))
-        return handles
-
-    def on_tower_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.tower_output = output
-
-    def on_neighbour_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.tower_output is not None and VISION not in self.seen:
-            self.show_vision(handed_over(self.tower_output, args, kwargs))
-
-    def on_layer_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if VISION in self.wanted - self.seen:  # the projector is a part of the tower, which returns both sides of it
-            self.show_vision(getattr(self.tower_output, "last_hidden_state", None))
-        if self.layers_entered == 0 or not self.mllm.decoder.states_are_outputs:
-            self.show(self.layers_entered, first_tensor(args, kwargs))
-        self.layers_entered += 1
-
-    def on_layer_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.layers_left += 1
-        if self.mllm.decoder.states_are_outputs and self.layers_left < self.mllm.num_layers:
-            self.show(self.layers_left, output[0] if isinstance(output, tuple) else output)
-
-    def on_decoder_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        last = getattr(output, "last_hidden_state", None)
-        self.show(self.mllm.num_layers, output[0] if last is None else last)
-
-    def show(self, layer: int, states: Tensor | None) -> None:
-        if layer not in self.wanted:
-            return
-        if states is None or states.dim() != 3 or states.shape[:2] != self.mask.shape:
-            shape = None if states is None else tuple(states.shape)
-            raise InnerVisionError(
-                f"{self.mllm.name}: layer {layer} has states of shape {shape}, which are not one for each of the "
-                f"{tuple(self.mask.shape)} input tokens; this model cannot be probed"
-            )
-        self.finish(layer, states, self.mask)
-
-    def show_vision(self, features: Tensor | None) -> None:
-        pieces = None if features is None else split_by_image(features, self.inputs)
-        if pieces is None:
-            shape = None if features is None else tuple(features.shape)
-            raise InnerVisionError(
-                f"{self.mllm.name}: cannot tell which of the vision tower's features (shape {shape}) belong to "
-                "which image, so layer -1 (vision) cannot be probed; ask for layers from 0 on"
-            )
-        states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # (B, T, D)
-        lengths = torch.tensor([len(piece) for piece in pieces], device=states.device)
-        self.finish(VISION, states, torch.arange(states.shape[1], device=states.device) < lengths[:, None])
-
-    def finish(self, layer: int, states: Tensor, mask: Tensor) -> None:
-        self.seen.add(layer)
-        self.visitor(layer, states, mask)
-        if layer == max(self.wanted):
-            raise _LastLayerSeen
-
-
-def split_by_image(features: Tensor, inputs: Inputs) -> list[Tensor] | None:
-    """Give each image's own part of what the projector receives, (T_i, D) each, or None where it cannot be told.
-
-    Features come by image (B, …, D), by tile (tiles, T, D), or as one sequence for all images (T, D), in which
-    images have shares in proportion to their image tokens.
-    """
-    width = features.shape[-1]
-    if features.dim() == 2 or (features.dim() == 3 and len(features) == 1 and len(inputs.mask) > 1):
-        shares = share_out(features.numel() // width, inputs.image_mask)
-    elif features.dim() == 3 and inputs.tiles is not None and len(features) == int(inputs.tiles.sum()):
-        shares = inputs.tiles * features.shape[1]
-    elif features.dim() > 3 and len(features) == len(inputs.mask):
-        shares = torch.full((len(features),), features[0].numel() // width)
-    else:
-        return None
-    return None if shares is None else list(features.reshape(-1, width).split(shares.tolist()))
 
 
 def default_device() -> torch.device:
@@ -358,14 +249,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def fixed_seed(seed: int) -> Iterator[None]:
-    """Draw from PyTorch's generators as after `manual_seed(seed)`, and leave them as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def _load_weights(
@@ -417,8 +300,3 @@ def _redraw_zeros(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             parameter.normal_(std=spread)
-
-
-def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "…"

@@ -15,11 +15,11 @@ from transformers import PreTrainedConfig
 
 from innervision.checkpoints.identity import hub_commit, identify
 from innervision.checkpoints.shards import Shards
-from innervision.config import ProbeSettings, TrainSettings, require
+from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import find_images
 from innervision.data.loader import Batches, load_batches
 from innervision.engine.run import RunFolder
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, require
 from innervision.original.layout import UNUSED_KEYS
 from innervision.probes import ProbeBank
 from innervision.targets import load_targets

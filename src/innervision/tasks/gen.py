@@ -22,11 +22,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
-from innervision.config import VISION, DrawSettings, GenSettings, Protocol, require
+from innervision.config import VISION, DrawSettings, GenSettings, Protocol
 from innervision.data import find_images
 from innervision.data.loader import Batch, Truth
 from innervision.data.sources import scored_split
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, require
 from innervision.files import atomic_write
 from innervision.metrics.frechet import frechet_by_image, kernel_by_image
 from innervision.metrics.similarity import centred_cosine
