@@ -15,5 +15,6 @@ def require(condition: bool, message: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Give the first line of an error's message that says something, or else the error's kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Give the first line of an error's message that says something, cut to 300 characters, or the error's kind."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:299]}…"

@@ -4,14 +4,15 @@ import random
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from PIL.Image import Image
 from scipy.stats import binomtest
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from innervision.data.images import BadImage, read_image
+from innervision.data.content import content_hash
 from innervision.data.sources import ImageSet
 from innervision.errors import InnerVisionError
 
@@ -27,18 +28,48 @@ class Batch:
     """Of the B images that are here, in order."""
     inputs: Any
     """What the MLLM takes; None where no image is left."""
-    pixels: dict[str, Tensor]
-    """For every target (B, 3, H, W), what its expert takes."""
+    pixels: dict[str, Any]
+    """For every target what its expert takes of the `known` images: (K, 3, H, W), or K tensors (3, h, w)."""
     bad: list[tuple[str, str]]
     """(name, reason) of every image that is left out."""
     truths: list[Any] = field(default_factory=list)
-    """What is known of each image, where that was asked for."""
+    """What is known of each of the `known` images, where that was asked for."""
+    following: str | None = None
+    """The partner of the last image, where that is not in the batch: only experts see it."""
+    paired: bool = False
+    """Whether images have partners."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """By the names of paired images a hash of their file's content."""
+
+    @property
+    def known(self) -> list[str]:
+        """Names of the images that the experts see: those of the batch, and the partner of the last one."""
+        return self.names if self.following is None else [*self.names, self.following]
+
+    @property
+    def partners(self) -> dict[int, int]:
+        """By the place of an image in `names` the place of its partner in `known`; none where there is no other."""
+        count = len(self.known)
+        return {row: (row + 1) % count for row in range(len(self.names))} if self.paired and count > 1 else {}
 
     def pin_memory(self) -> "Batch":
         """Give a copy in page-locked memory (what a DataLoader asks for)."""
         inputs = self.inputs.pin_memory() if self.inputs is not None else None
-        pixels = {name: tensor.pin_memory() for name, tensor in self.pixels.items()}
+        pixels = {
+            name: [each.pin_memory() for each in images] if isinstance(images, list) else images.pin_memory()
+            for name, images in self.pixels.items()
+        }
         return replace(self, inputs=inputs, pixels=pixels)
+
+
+@dataclass
+class _Read:
+    """An image that the models can take."""
+
+    name: str
+    image: Image
+    truth: Any
+    hash: str | None
 
 
 @dataclass
@@ -50,10 +81,12 @@ class Batches(Dataset[Batch]):
     """For every batch the indices of its images."""
     prepare: Callable[[list[Image]], Any]
     """Makes the MLLM's inputs; an InnerVisionError means that it cannot take one of the images."""
-    preparers: Mapping[str, Callable[[list[Image]], Tensor]]
+    preparers: Mapping[str, Callable[[list[Image]], Any]]
     """For every target what makes its expert's pixels."""
     truth: Truth | None = None
     """Gives what is known of an image."""
+    paired: bool = False
+    """Whether each image has a partner: the next good one in the order of all batches, the first after the last."""
 
     def __len__(self) -> int:
         """Count the batches."""
@@ -61,36 +94,58 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Read and prepare one batch."""
-        names, images, truths, bad = [], [], [], []
-        for i in self.order[index]:
-            name = self.images.names[i]
-            try:
-                image = read_image(self.images.paths[i])
-                truths.append(self.truth(name, image) if self.truth else None)
-            except (BadImage, InnerVisionError) as error:
-                bad.append((name, error.reason if isinstance(error, BadImage) else str(error)))
-                continue
-            images.append(image)
-            names.append(name)
+        bad: list[tuple[str, str]] = []
+        read = [good for i in self.order[index] if (good := self._read(i, bad)) is not None]
+        if not read:
+            return Batch([], None, {}, bad)
         try:
-            inputs = self.prepare(images) if images else None
+            inputs = self.prepare([each.image for each in read])
         except InnerVisionError:
-            refused = {name: reason for name, image in zip(names, images, strict=True) if (reason := self._try(image))}
+            refused = {each.name: reason for each in read if (reason := self._refusal(each.image)) is not None}
             if not refused:
                 raise
             bad.extend(refused.items())
-            kept = [i for i, name in enumerate(names) if name not in refused]
-            names, images, truths = [names[i] for i in kept], [images[i] for i in kept], [truths[i] for i in kept]
-            inputs = self.prepare(images) if images else None
-        pixels = {name: prepare(images) for name, prepare in self.preparers.items()} if images else {}
-        return Batch(names, inputs, pixels, bad, truths)
+            read = [each for each in read if each.name not in refused]
+            if not read:
+                return Batch([], None, {}, bad)
+            inputs = self.prepare([each.image for each in read])
+        following = self._following(index) if self.paired else None
+        known = read if following is None else [*read, following]
+        return Batch(
+            names=[each.name for each in read],
+            inputs=inputs,
+            pixels={name: prepare([each.image for each in known]) for name, prepare in self.preparers.items()},
+            bad=bad,
+            truths=[each.truth for each in known],
+            following=following and following.name,
+            paired=self.paired,
+            hashes={each.name: each.hash for each in read if each.hash is not None},
+        )
 
-    def _try(self, image: Image) -> str | None:
+    def _read(self, i: int, bad: list[tuple[str, str]]) -> _Read | None:
+        """Read an image, or add it to `bad`."""
+        name, path = self.images.names[i], self.images.paths[i]
+        try:
+            image = read_image(path)
+            truth = self.truth(name, image) if self.truth else None
+        except (BadImage, InnerVisionError) as error:
+            bad.append((name, error.reason if isinstance(error, BadImage) else str(error)))
+            return None
+        return _Read(name, image, truth, content_hash(path) if self.paired else None)
+
+    def _refusal(self, image: Image) -> str | None:
+        """Say why the MLLM cannot take an image, or None."""
         try:
             self.prepare([image])
         except InnerVisionError as error:
             return str(error)
         return None
+
+    def _following(self, index: int) -> _Read | None:
+        """Read the next good image after a batch, going round; None where there is none outside of the batch."""
+        after = chain.from_iterable(chain(self.order[index + 1 :], self.order[:index]))
+        found = (good for i in after if (good := self._read(i, [])) is not None)
+        return next((good for good in found if self._refusal(good.image) is None), None)
 
 
 def load_batches(

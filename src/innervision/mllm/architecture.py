@@ -100,13 +100,3 @@ def handed_over(tower_output: Any, args: tuple, kwargs: dict) -> Tensor | None:
     features = getattr(tower_output, "last_hidden_state", None)
     values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     return next((value for value in values if value is features), first_tensor(args, kwargs))
-
-
-def before_inner_projector(tower_output: Any) -> Tensor | None:
-    """Give the features before the projector of a tower that holds it.
-
-    Such a tower returns both sides of it, `last_hidden_state` and `pooler_output`; None where it does not.
-    """
-    if getattr(tower_output, "pooler_output", None) is None:
-        return None
-    return getattr(tower_output, "last_hidden_state", None)

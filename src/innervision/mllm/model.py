@@ -1,12 +1,12 @@
 """The model under study: loads it, feeds it, shows its layers one at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -22,15 +22,12 @@ from transformers.utils import logging as transformers_logging
 from innervision.checkpoints.identity import hub_commit, identify, locate
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
 from innervision.config import VISION
-from innervision.errors import InnerVisionError, require
-from innervision.mllm.architecture import (
-    Decoder,
-    find_decoder,
-    find_vision_stage,
-    first_tensor,
-    handed_over,
-)
-from innervision.mllm.inputs import InputBuilder, Inputs, Tokens, share_out
+from innervision.errors import InnerVisionError, first_line, require
+from innervision.mllm.architecture import Decoder, VisionStage, find_decoder, find_vision_stage
+from innervision.mllm.inputs import InputBuilder, Inputs, Tokens
+from innervision.mllm.walk import Visitor, Walk
+from innervision.seeds import fixed_seed
+
 
 class MLLM:
     """A frozen multimodal LLM whose hidden states can be visited layer by layer.
@@ -130,7 +127,7 @@ class MLLM:
                 if foreign is not None:
                     foreign.embed(model)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
-            raise InnerVisionError(f"cannot load the MLLM {name!r}: {shorten(error)}") from error
+            raise InnerVisionError(f"cannot load the MLLM {name!r}: {first_line(error)}") from error
         name, revision = identify(name, source["revision"])
         if random_weights != "none":
             revision = f"{revision or ''} random {random_weights}, seed {seed}".lstrip()

@@ -1,11 +1,13 @@
-"""A bank: one probe per layer for one target, and its file."""
+"""A bank: one probe per layer for one target, and its file, which opens without the MLLM and the expert."""
 
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +18,32 @@ from innervision.config import VISION, ProbeSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.probes.places import place_features
+from innervision.registry import find
+from innervision.seeds import fixed_seed
 
-FORMAT = 1
+FORMAT = 2
+"""Of a bank's file."""
+
+
+class Probe(nn.Module, ABC):
+    """What every kind of probe offers; options of its own are further arguments by name."""
+
+    @abstractmethod
+    def __init__(self, width_in: int, num_queries: int, width_out: int, settings: ProbeSettings) -> None:
+        """Make a probe from states of width `width_in` to features (num_queries, width_out)."""
+
+    @abstractmethod
+    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
+        """Predict the target's features.
+
+        Args:
+            states: (B, T, width_in), a layer's hidden states; 0 where they are masked.
+            mask: (B, T) bool, True = a token to read.
+            places: (B, T, PLACE_FEATURES), where each token stands; given where `settings.positions` asks for it.
+
+        Returns:
+            (B, num_queries, width_out)
+        """
 
 
 class Source(Protocol):
@@ -26,7 +52,6 @@ class Source(Protocol):
     name: str
     revision: str | None
     num_layers: int
-    hidden_size: int
 
     def width(self, layer: int) -> int:
         """Give the width of a layer's states."""
@@ -35,165 +60,237 @@ class Source(Protocol):
 class Goal(Protocol):
     """What a bank needs to know of a target."""
 
-    @property
-    def name(self) -> str:
-        """What runs and files call the target."""
-
+    name: str
+    kind: str
     expert: str
     revision: str | None
     num_tokens: int
     width: int
 
 
-class ProbeBank(nn.Module):
-    """Probes from the layers of one MLLM to one target's features."""
+@dataclass(frozen=True, kw_only=True)
+class BankInfo:
+    """What a bank reads and what it predicts."""
 
-    def __init__(
-        self,
-        mllm: Source,
-        target: Goal,
-        layers: Sequence[int] | None = None,
-        settings: ProbeSettings | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
+    mllm: str
+    """Name of the model whose states it reads."""
+    mllm_revision: str | None
+    num_layers: int
+    """L, the number of the model's decoder layers."""
+    widths: dict[int, int]
+    """Width of the states of each layer that has a probe, in the order of the layers."""
+    target: str
+    """Name of the target in its run."""
+    kind: str
+    """Of the target: depth, seg, gen, backbone …"""
+    expert: str
+    """Whose features it predicts."""
+    expert_revision: str | None
+    num_tokens: int
+    """N, the number of tokens of the target's features."""
+    width: int
+    """C, their width."""
+
+    @classmethod
+    def of(cls, mllm: Source, target: Goal, layers: Sequence[int]) -> Self:
+        """Describe the probes from some layers of a model to a target.
+
+        Raises:
+            InnerVisionError: there is no such layer.
+        """
+        if wrong := [layer for layer in layers if not VISION <= layer <= mllm.num_layers]:
+            raise InnerVisionError(f"{mllm.name} has no layer {', '.join(map(str, wrong))}")
+        return cls(
+            mllm=mllm.name,
+            mllm_revision=mllm.revision,
+            num_layers=mllm.num_layers,
+            widths={layer: mllm.width(layer) for layer in layers},
+            target=target.name,
+            kind=target.kind,
+            expert=target.expert,
+            expert_revision=target.revision,
+            num_tokens=target.num_tokens,
+            width=target.width,
+        )
+
+
+class ProbeBank(nn.Module):
+    """Probes from layers of one MLLM to one target's features. Each may be on a device of its own."""
+
+    mean: Tensor
+    """(N, C): the mean of the target's features over the training images; NaN where it is not known."""
+
+    def __init__(self, info: BankInfo, settings: ProbeSettings | None = None, *, seed: int = 0) -> None:
         """Make probes with fresh weights.
 
         A probe's first weights depend on `seed`, the target's name and the layer alone, so that they are the same
         whichever other probes are trained beside it.
 
         Args:
-            mllm: the model under study.
-            target: what to predict.
-            layers: which, by default 0…L.
+            info: what they read and predict.
             settings: of the probes.
             seed: of their weights.
 
         Raises:
-            InnerVisionError: there is no such kind of probe, or no such layer.
+            InnerVisionError: there is no such kind of probe, or it has no such options.
         """
         super().__init__()
+        self.info = info
         self.settings = settings or ProbeSettings()
-        self.layers = list(range(mllm.num_layers + 1) if layers is None else layers)
-        if wrong := [layer for layer in self.layers if not VISION <= layer <= mllm.num_layers]:
-            raise InnerVisionError(f"{mllm.name} has no layer {', '.join(map(str, wrong))}")
-        kind = probe_class(self.settings.kind)
+        self.layers = list(info.widths)
+        kind: type[Probe] = find("probes", self.settings.kind)
+        options = self.settings.options
+        try:
+            signature(kind).bind(0, info.num_tokens, info.width, self.settings, **options)
+        except TypeError as error:
+            raise InnerVisionError(f"probe.options does not fit the probe {self.settings.kind!r}: {error}") from error
         self.probes = nn.ModuleDict()
-        for layer in self.layers:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(zlib.crc32(f"{seed}/{target.name}/{layer}".encode()))
-                self.probes[str(layer)] = kind(mllm.width(layer), target.num_tokens, target.width, self.settings)
-        self.register_buffer("mean", torch.full((target.num_tokens, target.width), float("nan")))
-        self.mean: Tensor
-        """(N, C): the mean of the target's features over the training images; NaN before training."""
-        self.identity: dict[str, Any] = identity(mllm, target)
-        """Which model's states the probes read and which expert's features they predict."""
+        for layer, width in info.widths.items():
+            with fixed_seed(zlib.crc32(f"{seed}/{info.target}/{layer}".encode())):
+                self.probes[str(layer)] = kind(width, info.num_tokens, info.width, self.settings, **options)
+        self.register_buffer("mean", torch.full((info.num_tokens, info.width), float("nan")))
+
+    @classmethod
+    def for_models(
+        cls,
+        mllm: Source,
+        target: Goal,
+        layers: Sequence[int] | None = None,
+        settings: ProbeSettings | None = None,
+        *,
+        seed: int = 0,
+    ) -> Self:
+        """Make fresh probes from layers of a model, by default 0…L, to a target. See `ProbeBank`."""
+        chosen = range(mllm.num_layers + 1) if layers is None else layers
+        return cls(BankInfo.of(mllm, target, chosen), settings, seed=seed)
 
     def forward(self, layer: int, states: Tensor, mask: Tensor, grid: Tensor | None = None) -> Tensor:
         """Predict the target's features from one layer.
 
         Args:
             layer: its number.
-            states: (B, T, D), its hidden states, in any floating-point type.
+            states: (B, T, D), its hidden states, in any floating-point type; what masked ones hold does not matter.
             mask: (B, T) bool, True = a token to read.
-            grid: (B, T, 2), the tokens' rows and columns in the image (see `Inputs.places`); by default unknown.
+            grid: (B, T, 2), the tokens' rows and columns in the image (see `Inputs.places`); needed by probes with
+                positions.
 
         Returns:
             (B, N, C) float32
+
+        Raises:
+            ValueError: the probes need the tokens' places, and they are not given.
         """
         probe = self.probes[str(layer)]
+        states = states.masked_fill(~mask[..., None], 0)  # not 0 × what stands there, which may be infinite
         if not torch.is_autocast_enabled(states.device.type):
-            states = states.to(self.mean.dtype)
+            states = states.float()
         places = None
         if self.settings.positions:
-            unknown = self.mean.new_full((*mask.shape, 2), float("nan"))
-            places = place_features(mask, unknown if grid is None else grid)
+            if grid is None:
+                raise ValueError("these probes were made with positions: give the places of the tokens (grid)")
+            places = place_features(mask, grid)
         return probe(states, mask, places).float()
 
-    def save(self, path: str | Path, record: Mapping[str, Any] | None = None) -> None:
+    def place(self, devices: Mapping[int, torch.device]) -> Self:
+        """Bring each layer's probe to its device; what is not named stays where it is."""
+        for layer, device in devices.items():
+            self.probes[str(layer)].to(device)
+        return self
+
+    def num_parameters(self) -> int:
+        """Count the weights of all probes."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def check(self, mllm: Source, target: Goal) -> None:
+        """See that the probes belong to this model and this expert.
+
+        Raises:
+            InnerVisionError: naming what differs. A revision that is not known is not compared.
+        """
+        here = asdict(BankInfo.of(mllm, target, self.layers))
+        there = asdict(self.info)
+        unknown = [key for key in ("mllm_revision", "expert_revision") if there[key] is None]
+        if wrong := [key for key in here if there[key] != here[key] and key not in unknown]:
+            differences = "; ".join(f"{key} is {there[key]!r} there, {here[key]!r} here" for key in wrong)
+            raise InnerVisionError(f"the probes for {self.info.target} were made for another model: {differences}")
+
+    def check_finite(self) -> None:
+        """See that no weight is NaN or infinite.
+
+        Raises:
+            InnerVisionError: naming the first layer that has such weights.
+        """
+        for layer, probe in self.probes.items():
+            if not all(bool(tensor.isfinite().all()) for tensor in probe.state_dict().values()):
+                raise InnerVisionError(
+                    f"the probe of {self.info.target} at layer {layer} has weights that are not finite"
+                )
+
+    def save(self, path: str | Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write the probes and the mean feature to a safetensors file, atomically.
 
         Args:
             path: of the file.
-            record: further facts to keep in the file's metadata (prompt, tokens, protocol, training).
+            facts: how they were made (prompt, tokens, protocol, steps …), kept in the file's metadata.
 
         Raises:
-            InnerVisionError: the file cannot be written.
+            InnerVisionError: a weight is not finite, or the file cannot be written.
         """
+        self.check_finite()
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        facts = {
+        metadata = {
             "format": FORMAT,
-            **self.identity,
-            "layers": self.layers,
-            "probe": vars(self.settings),
-            **(record or {}),
+            **asdict(self.info),
+            "probe": asdict(self.settings),
+            "facts": dict(facts or {}),
         }
         with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata={"innervision": json.dumps(facts)})
+            save_file(tensors, temporary, metadata={"innervision": json.dumps(metadata)})
 
     @classmethod
-    def load(cls, path: str | Path, mllm: Source, target: Goal) -> "ProbeBank":
-        """Read probes back and check that they belong to this model and this target.
+    def load(cls, path: str | Path, layers: Sequence[int] | None = None) -> Self:
+        """Read probes back, of all layers or of some; only their tensors are read.
 
         Raises:
-            InnerVisionError: the file is missing, broken or no probe bank, or was made for another MLLM or expert,
-                for other widths, or for layers that the model lacks.
+            InnerVisionError: the file is missing, broken or no probe bank, lacks one of the layers, does not hold what
+                its metadata names, or has weights that are not finite.
         """
-        facts = read_metadata(path)
-        expected = identity(mllm, target)
-        unknown = [key for key in ("mllm_revision", "expert_revision") if facts.get(key) is None]
-        if wrong := [key for key in expected if facts.get(key) != expected[key] and key not in unknown]:
-            differences = "; ".join(f"{key} is {facts.get(key)!r} there, {expected[key]!r} here" for key in wrong)
-            raise InnerVisionError(f"{path} was made for another model: {differences}")
-        bank = cls(mllm, target, facts["layers"], ProbeSettings(**facts["probe"]))
+        metadata = read_metadata(path)
+        try:
+            widths = {int(layer): int(width) for layer, width in metadata["widths"].items()}
+            info = BankInfo(**{**{key: metadata[key] for key in BankInfo.__annotations__}, "widths": widths})
+            settings = ProbeSettings(**metadata["probe"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InnerVisionError(f"{path} does not say what its probes are: {error!r}") from error
+        if layers is not None:
+            if lacking := [layer for layer in layers if layer not in widths]:
+                raise InnerVisionError(f"{path} has no probe of layer {', '.join(map(str, lacking))}")
+            info = BankInfo(**{**asdict(info), "widths": {layer: widths[layer] for layer in layers}})
+        with torch.device("meta"):
+            bank = cls(info, settings)
         try:
             with safe_open(path, framework="pt") as file:
-                bank.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+                bank.load_state_dict({key: file.get_tensor(key).float() for key in bank.state_dict()}, assign=True)
         except (RuntimeError, SafetensorError) as error:
             raise InnerVisionError(f"{path} does not hold the probes that its metadata names: {error}") from error
+        bank.check_finite()
         return bank
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read what a bank's file says of itself, without its weights.
+    """Read what a bank's file says of itself, without its weights: `BankInfo`, `probe` (settings) and `facts`.
 
     Raises:
-        InnerVisionError: the file is missing, broken or no probe bank.
+        InnerVisionError: the file is missing, broken or no probe bank, or of another format.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["innervision"])
+            metadata = json.loads((file.metadata() or {})["innervision"])
     except FileNotFoundError:
         raise InnerVisionError(f"there is no probe file {path}") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InnerVisionError(f"{path} is not a probe file of InnerVision: {error}") from error
-    if facts.get("format") != FORMAT:
-        raise InnerVisionError(f"{path} has format {facts.get('format')}; this version reads format {FORMAT}")
-    return facts
-
-
-def identity(mllm: Source, target: Goal) -> dict[str, Any]:
-    """State what a bank belongs to: the MLLM and the expert, with their widths."""
-    return {
-        "mllm": mllm.name,
-        "mllm_revision": mllm.revision,
-        "num_layers": mllm.num_layers,
-        "hidden_size": mllm.hidden_size,
-        "target": target.name,
-        "expert": target.expert,
-        "expert_revision": target.revision,
-        "num_tokens": target.num_tokens,
-        "width": target.width,
-    }
-
-
-def probe_class(kind: str) -> type[nn.Module]:
-    """Find a kind of probe among the entry points `innervision.probes`.
-
-    Raises:
-        InnerVisionError: no installed package offers it.
-    """
-    known = {entry.name: entry for entry in entry_points(group="innervision.probes")}
-    if kind not in known:
-        raise InnerVisionError(f"there is no probe {kind!r}; known are {', '.join(sorted(known))}")
-    return known[kind].load()
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else None
+        raise InnerVisionError(f"{path} has format {found}; this version of InnerVision reads format {FORMAT}")
+    return metadata

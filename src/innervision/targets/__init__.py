@@ -1,58 +1,104 @@
 """The vision experts whose features the probes learn to predict.
 
-A target is named by its kind, and may name the expert: `depth`, `depth=ID_OR_PATH`, `backbone=ID@REVISION`.
-Kinds come from the entry points of the group `innervision.targets`, so other packages can bring their own: a
-class with the methods of `innervision.targets.target.Target`.
+A target is named by its kind, and may name the expert: `depth`, `depth=ID_OR_PATH`, `backbone=ID@REVISION`; and it may
+have a name of its own: `dino:backbone=ID`. Kinds come from the entry points of the group `innervision.targets`, so
+other packages can bring their own: a class with the methods of `innervision.targets.target.Target`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, require
+from innervision.registry import find, offered
 
 if TYPE_CHECKING:  # naming a target needs no torch
     import torch
 
     from innervision.targets.target import Target
 
-__all__ = ["load_targets", "parse_target"]
+__all__ = ["TargetSpec", "load_targets", "parse_target", "parse_targets"]
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""A name of a target, which is also that of its file in a run."""
 
 
-def parse_target(spec: str) -> tuple[str, str | None, str | None]:
-    """Split `KIND`, `KIND=ID_OR_PATH` or `KIND=ID@REVISION` into kind, expert and revision.
+@dataclass(frozen=True)
+class TargetSpec:
+    """Which expert is meant, and what it is called."""
 
-    A folder's name may contain an `@`. Expert and revision are None where the spec leaves them out.
+    name: str
+    """What a run and its reports call it."""
+    kind: str
+    expert: str | None = None
+    """Id or path; None = the kind's default."""
+    revision: str | None = None
+
+
+def parse_targets(text: str) -> list[TargetSpec]:
+    """Split `SPEC,SPEC,…` (see `parse_target`); an expert's path may hold commas.
+
+    Several targets of one kind without names of their own are called `KIND-BASENAME`, by the last part of the expert's
+    id or path.
 
     Raises:
-        InnerVisionError: there is no such kind, or nothing stands after `=` or `@`.
+        InnerVisionError: a spec is wrong, or two targets have the same name.
+    """
+    kinds = "|".join(map(re.escape, offered("targets")))
+    specs = [parse_target(part) for part in re.split(rf",(?=\s*(?:{NAME}:)?(?:{kinds})\s*(?:=|,|$))", text)]
+    count = Counter(spec.name for spec in specs)
+    named = [
+        replace(spec, name=f"{spec.kind}-{re.sub('[^A-Za-z0-9._-]', '-', Path(spec.expert).name)}")
+        if count[spec.name] > 1 and spec.expert and spec.name == spec.kind
+        else spec
+        for spec in specs
+    ]
+    if twice := [name for name, number in Counter(spec.name for spec in named).items() if number > 1]:
+        raise InnerVisionError(
+            f"several targets are called {twice[0]}; give each a name: NAME:{named[0].kind}=ID_OR_PATH"
+        )
+    return named
+
+
+def parse_target(spec: str) -> TargetSpec:
+    """Split `KIND`, `KIND=ID_OR_PATH`, `KIND=ID@REVISION` or any of these with `NAME:` before it.
+
+    A folder's name may contain an `@`.
+
+    Raises:
+        InnerVisionError: there is no such kind, nothing stands after `=` or `@`, or the name cannot be one of a file.
     """
     kind, equals, expert = (part.strip() for part in spec.partition("="))
-    if kind not in (kinds := _kinds()):
-        raise InnerVisionError(f"there is no target {kind!r}; the targets are {', '.join(sorted(kinds))}")
-    if not equals:
-        return kind, None, None
+    name, colon, kind = kind.rpartition(":")
+    kinds = offered("targets")
+    require(kind in kinds, f"there is no target {kind!r}; the targets are {', '.join(sorted(kinds))}")
+    require(
+        not colon or bool(re.fullmatch(NAME, name)), f"{name!r} cannot be the name of a target: use letters and digits"
+    )
     revision = None
     if "@" in expert and not Path(expert).exists():
         expert, _, revision = expert.rpartition("@")
-    if not expert or revision == "":
+    if equals and (not expert or revision == ""):
         raise InnerVisionError(f"{spec!r} is incomplete; write {kind}=ID_OR_PATH or {kind}=ID@REVISION")
-    return kind, expert, revision
+    return TargetSpec(name or kind, kind, expert or None, revision)
 
 
 def load_targets(
-    specs: Sequence[str],
+    specs: str | Sequence[str],
     *,
+    only: Sequence[str] | None = None,
     device: "str | torch.device | None" = None,
     dtype: "torch.dtype | None" = None,
     head: bool = False,
 ) -> "list[Target]":
-    """Load the experts named by `specs` (see `parse_target`), in that order.
+    """Load experts, in the order in which they are named.
 
     Args:
-        specs: each names one target; no name may come up twice.
+        specs: see `parse_targets`; in one text or several.
+        only: names of those to load; by default all.
         device: by default the accelerator, where there is one.
         dtype: of the matrix work, by default float32; bfloat16 runs it under autocast.
         head: load what `decode` needs as well.
@@ -60,27 +106,10 @@ def load_targets(
     Raises:
         InnerVisionError: a spec is wrong, two targets have the same name, or an expert cannot be loaded.
     """
-    parsed = [parse_target(spec) for spec in specs]
-    if twice := [kind for kind, count in Counter(kind for kind, _, _ in parsed).items() if count > 1]:
-        raise InnerVisionError(
-            f"{', '.join(twice)} is named more than once, and a run holds one target of a name; "
-            "give the other expert a run of its own"
-        )
-    classes = [_target_class(kind) for kind, _, _ in parsed]
-    targets = [
-        target.load(expert, revision=revision, device=device, dtype=dtype, head=head)
-        for target, (_, expert, revision) in zip(classes, parsed, strict=True)
+    named = parse_targets(specs if isinstance(specs, str) else ",".join(specs))
+    parsed = [spec for spec in named if only is None or spec.name in only]
+    classes = [find("targets", spec.kind) for spec in parsed]
+    return [
+        target.load(spec.expert, name=spec.name, revision=spec.revision, device=device, dtype=dtype, head=head)
+        for target, spec in zip(classes, parsed, strict=True)
     ]
-    return targets
-
-
-def _kinds() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="innervision.targets")}
-
-
-def _target_class(kind: str) -> "type[Target]":
-    entry = _kinds()[kind]
-    try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        raise InnerVisionError(f"the target {kind!r} ({entry.value}) cannot be imported: {error}") from error

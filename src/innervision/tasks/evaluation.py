@@ -12,7 +12,7 @@ from torch import Tensor
 from innervision.config import Protocol, ScoreSettings
 from innervision.data.loader import Batch, Truth
 from innervision.data.sources import ImageSet
-from innervision.probes import ProbeBank
+from innervision.metrics.registry import Metric
 from innervision.targets.target import Target
 
 
@@ -48,17 +48,22 @@ class Scores:
 
 
 @dataclass
-class Part:
+class Findings:
     """What an evaluation finds for some images."""
 
     scores: list[tuple[Sequence[Label], Scores]] = field(default_factory=list)
     arrays: dict[tuple[str, str, int | None], dict[str, Tensor]] = field(default_factory=dict)
     """By target, source and layer: arrays (B, …) of the batch's images, kept until all images are done."""
 
+    def add(self, others: "Findings") -> None:
+        """Take what was found of the same images for another target."""
+        self.scores += others.scores
+        self.arrays |= others.arrays
+
 
 @dataclass(frozen=True)
 class Kept:
-    """The arrays of all parts. They are read when they are asked for, since together they may not fit in memory."""
+    """The arrays of all images. They are read when they are asked for, since together they may not fit in memory."""
 
     images: list[str]
     keys: list[tuple[str, str, int | None]]
@@ -68,17 +73,17 @@ class Kept:
 
 
 class Comparison(ABC):
-    """One batch of images, for which predictions come layer by layer."""
+    """One batch of images and one target, for which predictions come layer by layer."""
 
-    part: Part
+    findings: Findings
     """What is found so far."""
 
     @abstractmethod
-    def predicted(self, target: str, layer: int, prediction: Tensor) -> None:
-        """Take the prediction (B, N, C) of one layer for one target."""
+    def predicted(self, layer: int, prediction: Tensor) -> None:
+        """Take the prediction (B, N, C) of one layer, on any device."""
 
     @abstractmethod
-    def finish(self) -> Part:
+    def finish(self) -> Findings:
         """Give what was found, once all layers have passed."""
 
 
@@ -91,6 +96,8 @@ class Evaluation(ABC):
     """Whether it needs the experts' heads."""
     weighted: ClassVar[bool]
     """Whether its scores have weights and groups."""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """Metrics that it brings beside those of `innervision.metrics.registry`."""
     settings: ScoreSettings
     images: ImageSet
     protocol: Protocol = "standard"
@@ -99,8 +106,11 @@ class Evaluation(ABC):
     """Gives what is known of an image; runs in the processes that read the images."""
 
     @abstractmethod
-    def choose(self, targets: Sequence[str]) -> list[str]:
+    def choose(self, kinds: Mapping[str, str]) -> list[str]:
         """Choose from a run's targets those that are scored.
+
+        Args:
+            kinds: kind of each target by its name.
 
         Raises:
             InnerVisionError: there is none.
@@ -122,8 +132,14 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
-    def compare(self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank]) -> Comparison:
-        """Begin with a batch: look at what does not depend on the layer."""
+    def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
+        """Begin with a batch and a target: look at what does not depend on the layer.
+
+        Args:
+            batch: of images and their partners.
+            target: whose features are predicted.
+            mean: (N, C), the mean of the target's features over the training images; NaN where it is not known.
+        """
 
     def conclude(self, kept: Kept) -> Iterator[tuple[Sequence[Label], Scores]]:
         """Score what was kept of the images, once all of them are done."""
@@ -138,7 +154,7 @@ def to_cpu(scores: Sequence[Scores]) -> list[Scores]:
     """Bring values and weights to the CPU as float64, waiting for the device once."""
     tensors = [tensor for each in scores for tensor in (each.values, each.weights) if tensor is not None]
     sizes = [len(tensor) for tensor in tensors]
-    # MPS has no float64; nothing that comes in float32 loses by the way
+    # Converted after the copy, since MPS has no float64; float32 values are exact in float64.
     flat = torch.cat(tensors).cpu().double().split(sizes) if tensors else []
     moved = iter(flat)
     return [

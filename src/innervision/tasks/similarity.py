@@ -8,13 +8,10 @@ from torch import Tensor
 from innervision.config import EvaluateSettings, Protocol
 from innervision.data import find_images
 from innervision.data.loader import Batch
+from innervision.metrics.registry import METRICS
 from innervision.metrics.similarity import similarity
-from innervision.probes import ProbeBank
 from innervision.targets.target import Target
-from innervision.tasks.evaluation import Comparison, Evaluation, Label, Part, Scores
-
-UNCENTRED = ("cosine", "token_cosine")
-"""Metrics that need no mean feature."""
+from innervision.tasks.evaluation import Comparison, Evaluation, Findings, Label, Scores
 
 
 class Similarity(Evaluation):
@@ -31,9 +28,9 @@ class Similarity(Evaluation):
         self.images = find_images(settings.images)
         self.protocol = protocol
 
-    def choose(self, targets: Sequence[str]) -> list[str]:
+    def choose(self, kinds: Mapping[str, str]) -> list[str]:
         """Take all targets. See `Evaluation.choose`."""
-        return list(targets)
+        return list(kinds)
 
     def plan(self) -> dict[str, Any]:
         """Add nothing to the images. See `Evaluation.plan`."""
@@ -42,41 +39,39 @@ class Similarity(Evaluation):
     def prepare(self, targets: Sequence[Target]) -> None:
         """Take any expert. See `Evaluation.prepare`."""
 
-    def compare(self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank]) -> Comparison:
+    def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
         """Encode the batch, and score the mean feature. See `Evaluation.compare`."""
-        return _Comparison(batch, targets, banks, self.protocol)
+        return _Comparison(batch, target, mean, self.protocol)
 
 
 class _Comparison(Comparison):
-    def __init__(
-        self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank], protocol: Protocol
-    ) -> None:
-        self.names = batch.names
-        self.protocol = protocol
-        self.truth = {target.name: target.encode(batch.pixels[target.name]) for target in targets}
-        self.means = {name: banks[name].mean for name in self.truth}
-        self.centred = {name: bool(mean.isfinite().all()) for name, mean in self.means.items()}
+    def __init__(self, batch: Batch, target: Target, mean: Tensor, protocol: Protocol) -> None:
+        self.batch, self.target, self.protocol = batch, target.name, protocol
+        truth = target.encode(batch.pixels[target.name])  # (B, N, C), and a row for the partner of the last image
+        if truth.device.type == "mps":  # which has no float64
+            truth = truth.cpu()
+        self.truth, self.mean = truth, mean.to(truth.device)
+        self.centred = bool(mean.isfinite().all())
         """Whether the mean is known; of imported probes it may not be."""
-        self.part = Part()
-        for name, truth in self.truth.items():
-            if self.centred[name]:
-                self._score(name, None, "mean", self.means[name].expand_as(truth))
+        self.findings = Findings()
+        rows = [*range(len(batch.names))]
+        if self.centred:
+            self._score(None, "mean", self.mean.expand_as(truth), rows)
 
-    def predicted(self, target: str, layer: int, prediction: Tensor) -> None:
-        self._score(target, layer, "probe", prediction)
-        if len(self.names) > 1:
-            self._score(target, layer, "shuffled", prediction.roll(1, dims=0))
+    def predicted(self, layer: int, prediction: Tensor) -> None:
+        prediction = prediction.to(self.truth.device)
+        self._score(layer, "probe", prediction, [*range(len(prediction))])
+        if self.batch.partners:
+            self._score(layer, "shuffled", prediction, [*self.batch.partners.values()])
 
-    def finish(self) -> Part:
-        return self.part
+    def finish(self) -> Findings:
+        return self.findings
 
-    def _score(self, target: str, layer: int | None, source: str, prediction: Tensor) -> None:
-        tensors = prediction, self.truth[target], self.means[target]
-        if prediction.device.type == "mps":  # which has no float64
-            tensors = tensors[0].cpu(), tensors[1].cpu(), tensors[2].cpu()
-        labels = [Label(image, target, layer, source) for image in self.names]
-        self.part.scores.extend(
-            (labels, Scores(metric, values, protocol=self.protocol))
-            for metric, values in similarity(*tensors).items()
-            if self.centred[target] or metric in UNCENTRED
-        )
+    def _score(self, layer: int | None, source: str, prediction: Tensor, rows: list[int]) -> None:
+        """Score predictions against the truth of the images in these rows."""
+        labels = [Label(self.batch.known[row], self.target, layer, source) for row in rows]
+        for metric, values in similarity(prediction[: len(rows)], self.truth[rows], self.mean).items():
+            if self.centred or not METRICS[metric].needs_mean:
+                # the original has the cosine alone
+                protocol = self.protocol if metric == "cosine" else "standard"
+                self.findings.scores.append((labels, Scores(metric, values, protocol=protocol)))

@@ -12,9 +12,8 @@ from torch import Tensor
 from innervision.config import TaskSettings
 from innervision.data.loader import Batch
 from innervision.errors import InnerVisionError
-from innervision.probes import ProbeBank
-from innervision.targets.target import Context, Target
-from innervision.tasks.evaluation import Comparison, Evaluation, Label, Part, Scores
+from innervision.targets.target import Maps, Target, take_rows
+from innervision.tasks.evaluation import Comparison, Evaluation, Findings, Label, Scores
 
 
 class Task(Evaluation):
@@ -24,15 +23,17 @@ class Task(Evaluation):
     compare with it (`score`).
     """
 
-    target: ClassVar[str]
-    """The target whose predictions it decodes."""
+    kind: ClassVar[str]
+    """Of the targets whose predictions it decodes."""
+    settings_class: ClassVar[type[TaskSettings]] = TaskSettings
+    """Its settings; the command line has an option for each field."""
     sources: ClassVar[tuple[str, ...]] = ("probe", "shuffled", "mean", "expert", "plain")
     """What is scored:
 
     | source | what is decoded |
     |---|---|
     | probe | the prediction |
-    | shuffled | the prediction for another image of the batch (the one before it, cyclically) |
+    | shuffled | the prediction for another image, drawn at random (see `innervision.data.partners`) |
     | mean | the mean feature of the training images |
     | zero | a feature of zeros |
     | expert | the expert's own features |
@@ -55,18 +56,19 @@ class Task(Evaluation):
         """
 
     @abstractmethod
-    def score(self, outputs: Tensor, truths: Sequence[Any]) -> list[Scores]:
-        """Score decoded outputs (M, …) of `Target.decode`, each against a truth; `Scores.labels` are rows of these."""
+    def score(self, outputs: Maps, truths: Sequence[Any], target: Target) -> list[Scores]:
+        """Score M outputs of `Target.decode`, each against a truth; `Scores.labels` are rows of these."""
 
-    def keep(self, outputs: Tensor, labels: Sequence[Label]) -> dict[str, Tensor]:
+    def keep(self, outputs: Maps, labels: Sequence[Label]) -> dict[str, Tensor]:
         """Give arrays (M, …) of decoded outputs that `conclude` needs of all images together."""
         return {}
 
-    def choose(self, targets: Sequence[str]) -> list[str]:
-        """Take the task's own target. See `Evaluation.choose`."""
-        if self.target not in targets:
-            raise InnerVisionError(f"the run has no probes for {self.target}, only for {', '.join(targets)}")
-        return [self.target]
+    def choose(self, kinds: Mapping[str, str]) -> list[str]:
+        """Take all targets of the task's kind. See `Evaluation.choose`."""
+        names = [name for name, kind in kinds.items() if kind == self.kind]
+        if not names:
+            raise InnerVisionError(f"the run has no probes for {self.kind}, only for {', '.join(kinds)}")
+        return names
 
     def plan(self) -> dict[str, Any]:
         """Add nothing to the images, unless a task asks more of them. See `Evaluation.plan`."""
@@ -75,13 +77,12 @@ class Task(Evaluation):
     def prepare(self, targets: Sequence[Target]) -> None:
         """Take any expert, unless a task knows better. See `Evaluation.prepare`."""
 
-    def compare(self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank]) -> Comparison:
+    def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
         """Look at the batch with the expert, and queue what belongs to no layer. See `Evaluation.compare`."""
-        [target] = targets
-        return _Decoding(self, batch, target, banks[target.name].mean)
+        return _Decoding(self, batch, target, mean)
 
 
-class _Map(NamedTuple):
+class _Waiting(NamedTuple):
     """A feature map that waits for the head."""
 
     features: Tensor  # (N, C)
@@ -98,46 +99,49 @@ class _Decoding(Comparison):
     def __init__(self, task: Task, batch: Batch, target: Target, mean: Tensor) -> None:
         self.task, self.batch, self.target = task, batch, target
         self.context = target.context(batch.pixels[target.name])
-        self.part = Part()
-        self.waiting: list[_Map] = []
+        self.findings = Findings()
+        self.waiting: list[_Waiting] = []
         self.rows = range(len(batch.names))
         own = self.context.features
         floors = {"zero": torch.zeros_like(own[0])}
         if mean.isfinite().all():  # it is not known of imported probes
-            floors["mean"] = mean
+            floors["mean"] = mean.to(own.device)
         for source in task.sources:
             if source == "expert":
                 for row in self.rows:
-                    self._queue(_Map(own[row], row, None, [(source, row)]))
+                    self._queue(_Waiting(own[row], row, None, [(source, row)]))
             elif source in floors and self._only_features_matter():  # one map for all images
-                self._queue(_Map(floors[source], 0, None, [(source, row) for row in self.rows]))
+                self._queue(_Waiting(floors[source], 0, None, [(source, row) for row in self.rows]))
             elif source in floors:
                 for row in self.rows:
-                    self._queue(_Map(floors[source], row, None, [(source, row)]))
+                    self._queue(_Waiting(floors[source], row, None, [(source, row)]))
         if "plain" in task.sources and self.context.output is not None:
-            self._score(self.context.output, [Label(name, target.name, None, "plain") for name in batch.names])
+            self._score(self.context.output[: len(self.rows)], [self._label(row, None, "plain") for row in self.rows])
 
-    def predicted(self, target: str, layer: int, prediction: Tensor) -> None:
-        shuffled = "shuffled" in self.task.sources and len(self.rows) > 1
+    def predicted(self, layer: int, prediction: Tensor) -> None:
+        prediction = prediction.to(self.context.features.device)
+        partners = self.batch.partners if "shuffled" in self.task.sources else {}
         for row in self.rows:
             against = [("probe", row)]
-            next_row = (row + 1) % len(self.rows)
-            if shuffled and self._only_features_matter():
-                against.append(("shuffled", next_row))
-            elif shuffled:
-                self._queue(_Map(prediction[row], next_row, layer, [("shuffled", next_row)]))
-            self._queue(_Map(prediction[row], row, layer, against))
+            if row in partners and self._only_features_matter():
+                against.append(("shuffled", partners[row]))
+            elif row in partners:
+                self._queue(_Waiting(prediction[row], partners[row], layer, [("shuffled", partners[row])]))
+            self._queue(_Waiting(prediction[row], row, layer, against))
 
-    def finish(self) -> Part:
+    def finish(self) -> Findings:
         while self.waiting:
             self._decode()
-        return self.part
+        return self.findings
 
     def _only_features_matter(self) -> bool:
         """Tell whether equal features are decoded to equal outputs, whatever the image."""
         return not self.context.given and not self.target.draws_at_random
 
-    def _queue(self, waiting: _Map) -> None:
+    def _label(self, row: int, layer: int | None, source: str) -> Label:
+        return Label(self.batch.known[row], self.target.name, layer, source)
+
+    def _queue(self, waiting: _Waiting) -> None:
         self.waiting.append(waiting)
         if len(self.waiting) >= self.task.settings.decode_batch_size:
             self._decode()
@@ -145,24 +149,21 @@ class _Decoding(Comparison):
     def _decode(self) -> None:
         size = self.task.settings.decode_batch_size
         maps, self.waiting = self.waiting[:size], self.waiting[size:]
-        names = self.batch.names
         # the same for all sources: what differs between them is then not the noise
-        seeds = [crc32(f"{names[each.row]} {each.layer}".encode()) for each in maps]
-        context: Context = self.context.take([each.row for each in maps])
+        seeds = [crc32(f"{self.batch.known[each.row]} {each.layer}".encode()) for each in maps]
+        context = self.context.take([each.row for each in maps])
         outputs = self.target.decode(torch.stack([each.features for each in maps]), context, seeds=seeds)
         index = [i for i, each in enumerate(maps) for _ in each.against]
-        labels = [
-            Label(names[row], self.target.name, each.layer, source) for each in maps for source, row in each.against
-        ]
-        self._score(outputs if index == list(range(len(maps))) else outputs[index], labels)
+        labels = [self._label(row, each.layer, source) for each in maps for source, row in each.against]
+        self._score(outputs if index == [*range(len(maps))] else take_rows(outputs, index), labels)
 
-    def _score(self, outputs: Tensor, labels: list[Label]) -> None:
-        truth = dict(zip(self.batch.names, self.batch.truths, strict=True))
-        scores = self.task.score(outputs, [truth[label.image] for label in labels])
-        self.part.scores.extend((labels, each) for each in scores)
+    def _score(self, outputs: Maps, labels: list[Label]) -> None:
+        truth = dict(zip(self.batch.known, self.batch.truths, strict=True))
+        scores = self.task.score(outputs, [truth[label.image] for label in labels], self.target)
+        self.findings.scores.extend((labels, each) for each in scores)
         for name, array in self.task.keep(outputs, labels).items():
             for label, values in zip(labels, array, strict=True):
                 key = label.target, label.source, label.layer
                 shape = (len(self.rows), *values.shape)
-                arrays = self.part.arrays.setdefault(key, {})
+                arrays = self.findings.arrays.setdefault(key, {})
                 arrays.setdefault(name, values.new_empty(shape))[self.batch.names.index(label.image)] = values
