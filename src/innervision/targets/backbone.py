@@ -24,7 +24,7 @@ class BackboneTarget(Target):
     processor crops to, or else resizes to.
     """
 
-    name = "backbone"
+    kind = "backbone"
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
@@ -57,8 +57,8 @@ class BackboneTarget(Target):
             ) from error
         return num_tokens, width
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Give the tokens (B, N, C) of the patches or cells. See `Target.features`."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Give the tokens (B, N, C) of the patches or cells. See `Target.encode`."""
         output = self.module(pixels)
         states = output.feature_maps[-1] if "feature_maps" in output else output.last_hidden_state
         if states.ndim == 4:

@@ -20,7 +20,7 @@ class DepthTarget(Target):
     https://arxiv.org/abs/2406.09414
     """
 
-    name = "depth"
+    kind = "depth"
     default_expert = "depth-anything/Depth-Anything-V2-Large-hf"
     size = 336
 
@@ -29,7 +29,7 @@ class DepthTarget(Target):
         """Keep of Depth Anything the backbone. See `Target.read`."""
         random_weights: dict[str, Tensor] = {}
         processor: BaseImageProcessor
-        if (foreign := read_foreign_expert(cls.name, checkpoint.source)) is not None:
+        if (foreign := read_foreign_expert(cls.kind, checkpoint.source)) is not None:
             model, processor = foreign
         else:
             config = checkpoint.load_config(model_type="depth_anything")
@@ -53,16 +53,16 @@ class DepthTarget(Target):
             raise InnerVisionError(f"depth: {height} × {width} pixels do not divide into patches of {patch}")
         return (height // patch) * (width // patch), self.module.channels[-1]
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Give the patch tokens (B, N, C). See `Target.features`."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Give the patch tokens (B, N, C). See `Target.encode`."""
         return self.module(pixels).feature_maps[-1][:, 1:]  # (B, N, C)
 
-    def look(self, pixels: Tensor) -> Context:
-        """Give the features, and the map that the expert makes of all the blocks it taps. See `Target.look`."""
+    def context_of_pixels(self, pixels: Tensor) -> Context:
+        """Give the features, and the map that the expert makes of all the blocks it taps. See `Target.context`."""
         tapped = self.module(pixels).feature_maps  # each (B, 1 + N, C), CLS first
         return Context(tapped[-1][:, 1:], self._map(tapped))
 
-    def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None = None) -> Tensor:
+    def decode_features(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None) -> Tensor:
         """Give the map (B, H, W) of features that stand for all the blocks that the head reads."""
         states = nn.functional.pad(features, (0, 0, 1, 0))  # the head drops the first token, CLS
         return self._map([states] * len(self.module.channels))

@@ -26,7 +26,7 @@ class GenTarget(Target):
     unCLIP: https://arxiv.org/abs/2204.06125
     """
 
-    name = "gen"
+    kind = "gen"
     draws_at_random = True
     default_expert = "stabilityai/stable-diffusion-2-1-unclip"
 
@@ -54,11 +54,11 @@ class GenTarget(Target):
             raise InnerVisionError(f"gen: the image encoder takes {native} × {native} pixels, not {height} × {width}")
         return 1, self.module.config.projection_dim
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Give the embedding (B, 1, C). See `Target.features`."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Give the embedding (B, 1, C). See `Target.encode`."""
         return self.module(pixels).image_embeds[:, None]  # (B, 1, C)
 
-    def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None = None) -> Tensor:
+    def decode_features(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None) -> Tensor:
         """Draw an image (B, 3, H, W), 0…1, from each embedding (B, 1, C), as `draw` says.
 
         An image depends on its embedding and its seed (0, 1, 2, … where none are given), not on the images beside it.

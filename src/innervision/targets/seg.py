@@ -27,7 +27,7 @@ class SegTarget(Target):
     original (arXiv:2412.09585) all stages are resized to the last one's size, 25 × 25.
     """
 
-    name = "seg"
+    kind = "seg"
     default_expert = "shi-labs/oneformer_coco_swin_large"
     size = 768
     largest_grid = 24
@@ -55,11 +55,11 @@ class SegTarget(Target):
         self.grid = min(self.largest_grid, height, width)
         return self.grid**2, self.module.channels[-1]
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Give the tokens (B, N, C) of the resized map. See `Target.features`."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Give the tokens (B, N, C) of the resized map. See `Target.encode`."""
         return self._tokens(self.module(pixels).feature_maps[-1])
 
-    def look(self, pixels: Tensor) -> Context:
+    def context_of_pixels(self, pixels: Tensor) -> Context:
         """Give the features, the scores that the expert gives to the image as it is, and its other stages."""
         *stages, last = self.module(pixels).feature_maps  # each (B, C, h, w)
         size = last.shape[-2:]
@@ -67,7 +67,7 @@ class SegTarget(Target):
         given = [_resize(stage, size) for stage in stages]
         return Context(self._tokens(last), head([*stages, last]), tuple(given))
 
-    def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None = None) -> Tensor:
+    def decode_features(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None) -> Tensor:
         """Give the scores (B, K, h, w) of K classes, the last stage being made of features (B, N, C)."""
         last = features.mT.unflatten(-1, (self.grid, self.grid))  # (B, C, grid, grid)
         head: Any = self.head

@@ -9,14 +9,24 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from transformers import BaseImageProcessor
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
 from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.checkpoints.identity import identify
 from innervision.errors import InnerVisionError
+
+RESAMPLING = {
+    0: InterpolationMode.NEAREST,
+    1: InterpolationMode.LANCZOS,
+    2: InterpolationMode.BILINEAR,
+    3: InterpolationMode.BICUBIC,
+    4: InterpolationMode.BOX,
+    5: InterpolationMode.HAMMING,
+}
+"""What Pillow's numbers, which the files of image processors hold, stand for."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,10 @@ class Preparer:
         return pixels.float()
 
     def _squash(self, image: Tensor) -> Tensor:
-        # The base class's method, since some processors' own keeps the aspect or crops, however it is called.
-        size = SizeDict(height=self.height, width=self.width)
+        # Not the processor's own method, since that of some keeps the aspect or crops, however it is called.
         resample = getattr(self.processor, "resample", None)
-        return TorchvisionBackend.resize(self.processor, image, size, resample)  # type: ignore[arg-type]
+        mode = InterpolationMode.BILINEAR if resample is None else RESAMPLING[int(resample)]
+        return resize(image, [self.height, self.width], mode, antialias=True)
 
 
 class Parts(NamedTuple):
@@ -68,7 +78,12 @@ class Parts(NamedTuple):
 
 
 Maps = Tensor | list[Tensor]
-"""Something of each of B images: a tensor (B, ...), or B tensors where images differ in size."""
+"""Something of each of B images: a tensor (B, ...), or B tensors (...) where images differ in size."""
+
+
+def take_rows(maps: Maps, rows: Sequence[int]) -> Maps:
+    """Give what belongs to these images of the batch: one may come up several times, or never."""
+    return [maps[row] for row in rows] if isinstance(maps, list) else maps[torch.tensor(rows, device=maps.device)]
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,8 @@ class Context:
 
     def take(self, rows: Sequence[int]) -> "Context":
         """Give the context of these images of the batch, for decoding: one may come up several times, or never."""
-        return Context(_rows(self.features, rows), None, tuple(_rows(maps, rows) for maps in self.given))
+        features = self.features[torch.tensor(rows, device=self.features.device)]
+        return Context(features, None, tuple(take_rows(maps, rows) for maps in self.given))
 
     @staticmethod
     def join(contexts: Sequence["Context"]) -> "Context":
@@ -99,13 +115,20 @@ class Context:
 class Target(nn.Module, ABC):
     """A frozen expert's features. It stays in evaluation mode, whatever holds it.
 
-    A subclass says what it takes from a checkpoint (`read`), how it makes features of pixels (`features`) and
-    which shape they have (`shape`). One whose predictions can be scored by a task also says what its head makes of
-    features (`outputs`), and what it takes from the real image, if anything (`look`).
+    | of images, or of the pixels that `prepare` makes of them | of pixels, said by a subclass | gives |
+    |---|---|---|
+    | `encode` | `encode_pixels` | the expert's features |
+    | `context` | `context_of_pixels` | these, and what decoding takes from the real image |
+    | `decode` | `decode_features` | what the expert's head makes of features, for a task to score |
+
+    A subclass also says what it takes from a checkpoint (`read`) and which shape its features have (`shape`). One whose
+    features cannot be decoded needs `encode_pixels` alone.
     """
 
-    name: ClassVar[str]
-    """What specs, runs and reports call the target."""
+    kind: ClassVar[str]
+    """What specs call targets of this class."""
+    name: str
+    """What a run and its reports call the target; the kind, unless it was given another."""
     default_expert: ClassVar[str | None] = None
     """The expert that is loaded when none is named."""
     draws_at_random: ClassVar[bool] = False
@@ -119,6 +142,7 @@ class Target(nn.Module, ABC):
         preparer: Preparer,
         *,
         head: nn.Module | None = None,
+        name: str | None = None,
         expert: str = "",
         revision: str | None = None,
         dtype: torch.dtype | None = None,
@@ -129,6 +153,7 @@ class Target(nn.Module, ABC):
             module: the part of the expert that makes the features.
             preparer: makes the pixels it takes.
             head: the part that `decode` needs.
+            name: of the target; by default its kind.
             expert: the id or folder it came from.
             revision: the commit on the Hub that it came from, if any.
             dtype: of the matrix work; None or float32 is full precision, another runs it under autocast. The
@@ -141,6 +166,7 @@ class Target(nn.Module, ABC):
         self.module = module
         self.head = head
         self.preparer = preparer
+        self.name = name or self.kind
         self.expert = expert
         self.revision = revision
         self.dtype = dtype or torch.float32
@@ -152,6 +178,7 @@ class Target(nn.Module, ABC):
         cls,
         expert: str | None = None,
         *,
+        name: str | None = None,
         revision: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -162,6 +189,7 @@ class Target(nn.Module, ABC):
 
         Args:
             expert: a Hub id or the path of a folder; None is the default expert.
+            name: of the target; by default its kind.
             revision: branch, tag or commit on the Hub.
             device: by default the accelerator, where there is one.
             dtype: of the matrix work, by default float32. The weights are float32.
@@ -174,14 +202,14 @@ class Target(nn.Module, ABC):
         """
         expert = expert or cls.default_expert
         if expert is None:
-            raise InnerVisionError(f"{cls.name} has no default expert; name one: {cls.name}=ID_OR_PATH")
+            raise InnerVisionError(f"{cls.kind} has no default expert; name one: {cls.kind}=ID_OR_PATH")
         checkpoint = Checkpoint(expert, revision)
         parts = cls.read(checkpoint, size)
         if head and parts.head is None:
-            raise InnerVisionError(f"{cls.name} has no head: its features cannot be decoded")
+            raise InnerVisionError(f"{cls.kind} has no head: its features cannot be decoded")
         decoder = parts.head() if head and parts.head else None
-        name, commit = identify(expert, checkpoint.revision)
-        target = cls(parts.module, parts.preparer, head=decoder, expert=name, revision=commit, dtype=dtype)
+        where, commit = identify(expert, checkpoint.revision)
+        target = cls(parts.module, parts.preparer, head=decoder, name=name, expert=where, revision=commit, dtype=dtype)
         target.check_weights(parts.random_weights)
         return target.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
@@ -195,13 +223,27 @@ class Target(nn.Module, ABC):
         """Give the shape (N, C) of an image's features."""
 
     @abstractmethod
-    def features(self, pixels: Tensor) -> Tensor:
-        """Give the features (B, N, C) of pixels (B, 3, H, W) on the expert's device."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Give the features (B, N, C) of pixels (B, 3, H, W) on the expert's device. See `encode`."""
+
+    def context_of_pixels(self, pixels: Tensor) -> Context:
+        """Give the context of pixels (B, 3, H, W), all of it tensors, in one pass of the backbone. See `context`."""
+        return Context(self.encode_pixels(pixels))
+
+    def decode_features(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None) -> Tensor:
+        """Give the head's output for features (B, N, C) and a context's `given`, on their device. See `decode`."""
+        raise NotImplementedError(f"{self.kind} has a head, but does not say what it makes of features")
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def processor_name(self) -> str:
+        """Class and backend of what prepares the images, such as `DPTImageProcessor (torchvision)`."""
+        processor = getattr(self.preparer, "processor", self.preparer)
+        return f"{type(processor).__name__} ({getattr(processor, 'backend', 'pil')})"
 
     def prepare(self, images: Sequence[Image]) -> Maps:
         """Make pixels (B, 3, H, W) of RGB images, float32 on the CPU. See `Preparer`."""
@@ -218,16 +260,8 @@ class Target(nn.Module, ABC):
         if isinstance(pixels, list):
             return torch.cat([self.encode(each[None]) for each in pixels])
         with self._precision():
-            features = self.features(pixels.to(self.device, non_blocking=True))
+            features = self.encode_pixels(pixels.to(self.device, non_blocking=True))
         return features.float()  # (B, N, C)
-
-    def look(self, pixels: Tensor) -> Context:
-        """Give features, own output and what decoding takes from the images, in one pass of the backbone."""
-        return Context(self.features(pixels))
-
-    def outputs(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None) -> Tensor:
-        """Give the head's output for features (B, N, C) and the `given` of a context, on the expert's device."""
-        raise NotImplementedError(f"{self.name} has a head, but does not say what it makes of features")
 
     @torch.no_grad()
     def context(self, images: Sequence[Image] | Maps) -> Context:
@@ -245,9 +279,9 @@ class Target(nn.Module, ABC):
         if isinstance(pixels, list):
             return Context.join([self.context(each[None]) for each in pixels])
         with self._precision():
-            context = self.look(pixels.to(self.device, non_blocking=True))
-        output = None if context.output is None else context.output.float()
-        return Context(context.features.float(), output, tuple(tensor.float() for tensor in context.given))
+            context = self.context_of_pixels(pixels.to(self.device, non_blocking=True))
+        output = None if context.output is None else _tensor(context.output).float()
+        return Context(context.features.float(), output, tuple(_tensor(maps).float() for maps in context.given))
 
     @torch.no_grad()
     def decode(self, features: Tensor, context: Context, *, seeds: Sequence[int] | None = None) -> Maps:
@@ -266,11 +300,15 @@ class Target(nn.Module, ABC):
             InnerVisionError: the target was loaded without its head.
         """
         self._require_head()
-        if any(isinstance(maps, list) for maps in context.given):
-            single = ([row] for row in range(len(features)))
-            return [self.decode(features[row], _stack(context.take(row)))[0] for row in single]
+        if not any(isinstance(maps, list) for maps in context.given):
+            return self._decode(features, context, seeds)
+        single = ((row, None if seeds is None else [seeds[row]]) for row in range(len(features)))
+        return [self._decode(features[row : row + 1], context.take([row]), seed)[0] for row, seed in single]
+
+    def _decode(self, features: Tensor, context: Context, seeds: Sequence[int] | None) -> Tensor:
+        given = tuple(_tensor(maps) for maps in context.given)
         with self._precision():
-            outputs = self.outputs(features.to(self.device), context.given, seeds)
+            outputs = self.decode_features(features.to(self.device), given, seeds)
         return outputs.float()
 
     def train(self, mode: bool = True) -> Self:
@@ -302,17 +340,18 @@ class Target(nn.Module, ABC):
             self.requires_grad_(False)
         if needed:
             raise InnerVisionError(
-                f"{self.expert} does not hold {len(needed)} of the weights that {self.name} needs "
+                f"{self.expert} does not hold {len(needed)} of the weights that {self.kind} needs "
                 f"(the first is {needed[0]}); name an expert whose weights are complete"
             )
 
     def _total(self, pixels: Tensor) -> Tensor:
         """Sum all that the target can make of pixels."""
         if self.head is None:
-            return self.features(pixels).sum()
-        context = self.look(pixels)
-        outputs = self.outputs(context.features, context.given, None)
-        return sum((part.sum() for part in (outputs, context.output) if part is not None), context.features.sum())
+            return self.encode_pixels(pixels).sum()
+        context = self.context_of_pixels(pixels)
+        outputs = self._decode(context.features, context, None)
+        own = [] if context.output is None else [_tensor(context.output)]
+        return sum((part.sum() for part in (outputs, *own)), context.features.sum())
 
     def _pixels(self, images: Sequence[Image] | Maps) -> Maps:
         """Give pixels as they are, and prepare images."""
@@ -321,7 +360,7 @@ class Target(nn.Module, ABC):
 
     def _require_head(self) -> None:
         if self.head is None:
-            raise InnerVisionError(f"{self.name} was loaded without its head: load it with head=True to decode")
+            raise InnerVisionError(f"{self.kind} was loaded without its head: load it with head=True to decode")
 
     def _precision(self) -> AbstractContextManager[Any]:
         device = self.device.type
@@ -332,13 +371,9 @@ class Target(nn.Module, ABC):
         return torch.autocast(device, dtype=self.dtype)
 
 
-def _rows(maps: Maps, rows: Sequence[int]) -> Maps:
-    return [maps[row] for row in rows] if isinstance(maps, list) else maps[torch.tensor(rows, device=maps.device)]
-
-
-def _stack(context: Context) -> Context:
-    """Make tensors of the maps of images of one size."""
-    return Context(context.features, None, tuple(torch.stack([*maps]) for maps in context.given))
+def _tensor(maps: Maps) -> Tensor:
+    """Give maps of images of one size as a tensor (B, ...)."""
+    return torch.stack(maps) if isinstance(maps, list) else maps
 
 
 def native_size(processor: BaseImageProcessor) -> tuple[int, int]:

@@ -37,21 +37,21 @@ def load_image_features(spec: str, device: str | torch.device | None = None) -> 
         return InceptionTarget.load(path or None, device=device)
     if equals:
         return load_targets([spec], device=device)[0]
-    _, expert, revision = parse_target(f"backbone={spec}")
-    return PooledTarget.load(expert, revision=revision, device=device)
+    found = parse_target(f"backbone={spec}")
+    return PooledTarget.load(found.expert, revision=found.revision, device=device)
 
 
 class PooledTarget(BackboneTarget):
     """The pooled output of a vision model as one token; the mean of its tokens where it has none."""
 
-    name = "pooled"
+    kind = "pooled"
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Give the pooled output (B, 1, C). See `Target.features`."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Give the pooled output (B, 1, C). See `Target.encode`."""
         output = self.module(pixels)
         pooled = output.get("pooler_output")
         if pooled is None:
-            return super().features(pixels).mean(dim=1, keepdim=True)
+            return super().encode_pixels(pixels).mean(dim=1, keepdim=True)
         return pooled.flatten(1)[:, None]  # (B, C), or (B, C, 1, 1) of convolutional models
 
 
@@ -62,7 +62,7 @@ class InceptionTarget(Target):
     https://arxiv.org/abs/1706.08500
     """
 
-    name = "inception"
+    kind = "inception"
     default_expert = "inception"
 
     @classmethod
@@ -97,8 +97,8 @@ class InceptionTarget(Target):
         """Give one token and the width of the last pooling."""
         return 1, 2048
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Give the features (B, 1, 2048) of 8-bit pixels of any one size. See `Target.features`."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Give the features (B, 1, 2048) of 8-bit pixels of any one size. See `Target.encode`."""
         return self.module(pixels)[0][:, None]
 
 
