@@ -1,14 +1,21 @@
 """The command line as a user meets it."""
 
+import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 
+from innervision import __version__
 from innervision.cli import main
+from innervision.commands import commands
+from innervision.config import ProbeSettings, TrainSettings
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_gen
 from tiny_mllms import save_tiny
@@ -87,14 +94,15 @@ def test_comparing_a_run_with_itself_shows_no_difference(run: str, capsys: pytes
     assert main(["compare", run, run]) == 0
     shown = capsys.readouterr().out
     assert "difference [low, high]" in shown
-    assert shown.count("0.000 [0.000, 0.000]") == 4 * 7  # metrics; vision, 0, four layers, their average
+    assert "0.000 [0.000, 0.000]" in shown
     assert "above 0 the first has the larger score" in shown
 
 
 def test_run_yaml_says_what_the_run_was_made_with(words: list[str], tmp_path: Path) -> None:
     main([*words, "--max-bad=0.2"])
     content = yaml.safe_load((tmp_path / "run/run.yaml").read_text())
-    assert content["max_bad"] == 0.2
+    assert content["format"] == 2
+    assert content["settings"]["max_bad"] == 0.2
     assert content["record"]["layers"] == [-1, 0, 1, 2, 3, 4]
     assert content["record"]["mllm"]["revision"].startswith("sha256:")
     assert {"torch", "transformers", "innervision"} <= content["record"]["versions"].keys()
@@ -113,6 +121,7 @@ def test_run_yaml_says_what_the_run_was_made_with(words: list[str], tmp_path: Pa
         (["--epochs", "0"], 2, "epochs must be above 0"),
         (["--probe.kind", "mlp"], 1, "known are blind, linear, resampler"),
         (["--no-such-option"], 2, "no_such_option"),
+        (["--epoch", "3"], 2, "--epoch"),
         (["--resume"], 1, "no run to resume"),
     ],
 )
@@ -122,24 +131,14 @@ def test_errors_say_what_is_wrong_without_a_traceback(
     found, text = failure([*words, *change], capsys)
     assert found == status
     assert said in text
-    assert "Traceback" not in text
+    assert text.startswith("innervision: error: ")
+    assert text.count("\n") <= 2
 
 
 def test_debug_shows_the_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     status, text = failure([*words, "--images", "no/such/folder", "--debug"], capsys)
     assert status == 1
     assert "Traceback" in text
-
-
-@pytest.mark.parametrize(("content", "said"), [("epoch: 3\n", "epoch"), ("epochs: many\n", "epochs"), ("{", "")])
-def test_a_wrong_setting_in_yaml_is_named(
-    words: list[str], content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "config.yaml").write_text(content)
-    status, text = failure([*words, "--config", str(tmp_path / "config.yaml")], capsys)
-    assert status == 2
-    assert said in text
-    assert "Traceback" not in text
 
 
 def test_an_empty_folder_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,9 +148,179 @@ def test_an_empty_folder_is_refused(words: list[str], tmp_path: Path, capsys: py
     assert "no images in" in text
 
 
-def test_help_needs_no_torch() -> None:
+class Calls(list):
+    """What a stand-in for a function of the engine was called with: (positional, by name)."""
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        self.append((given, named))
+        return {}
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The calls of `fit`, which then trains nothing."""
+    calls = Calls()
+    fit = ModuleType("fit")
+    fit.fit = calls  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "innervision.engine.fit", fit)
+    return calls
+
+
+TRAIN = ["train", "--mllm", "m", "--images", "i", "--out", "o"]
+
+
+def test_options_can_be_typed_with_hyphens_or_underscores(fitted: Calls) -> None:
+    assert main([*TRAIN, "--max-bad", "0.2", "--batch_size=3", "--probe.dim-head", "8"]) == 0
+    [((settings,), named)] = fitted
+    expected = TrainSettings(mllm="m", images="i", out="o", max_bad=0.2, batch_size=3, probe=ProbeSettings(dim_head=8))
+    assert settings == expected
+    assert named == {"resume": False, "trust_remote_code": False}
+
+
+def test_trust_and_resume_are_decided_by_the_call_alone(fitted: Calls) -> None:
+    assert main([*TRAIN, "--trust-remote-code", "--resume"]) == 0
+    [((settings,), named)] = fitted
+    assert settings == TrainSettings(mllm="m", images="i", out="o")
+    assert named == {"resume": True, "trust_remote_code": True}
+
+
+def test_settings_of_foreign_probes_pass_through(fitted: Calls, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("probe: {kind: mine, options: {width: 3, names: [a, b]}}")
+    assert main([*TRAIN, "--config", str(tmp_path / "a.yaml"), "--probe.options.my_rate", "0.5"]) == 0
+    [((settings,), _)] = fitted
+    assert settings.probe.kind == "mine"
+    assert settings.probe.options == {"width": 3, "names": ["a", "b"], "my_rate": 0.5}
+
+
+def test_options_change_the_settings_of_files_and_those_the_settings_of_presets(fitted: Calls, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("epochs: 3\nlr: 0.5\ntargets: depth")
+    assert main([*TRAIN, "--lr", "0.25", "--config", str(tmp_path / "a.yaml"), "--preset=paper-seg"]) == 0
+    [((settings,), _)] = fitted
+    assert (settings.protocol, settings.layers) == ("paper", "decoder")  # of the preset
+    assert (settings.epochs, settings.targets) == (3, "depth")  # of the file
+    assert settings.lr == 0.25
+
+
+def test_a_run_yaml_gives_its_settings_and_its_own_folder(fitted: Calls, tmp_path: Path) -> None:
+    settings = TrainSettings(mllm="m", images="i", out="elsewhere", epochs=5, probe=ProbeSettings(heads=2))
+    content = {"format": 2, "settings": asdict(settings), "record": {"mllm": {"name": "m"}}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), "--resume"]) == 0
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), "--out", "new"]) == 0
+    assert [call[0][0] for call in fitted] == [replace(settings, out=str(tmp_path)), replace(settings, out="new")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("epoch: 3", "epoch"),
+        ("epochs: many", "epochs"),
+        ("epochs: 0", "epochs must be above 0"),
+        ("probe: {width: 3}", "width"),
+        ("resume: true", "resume"),
+        ("debug: true", "debug"),
+        ("config: a.yaml", "config"),
+        ("preset: paper-depth", "preset"),
+        ("record: {}", "record"),
+        ("trust_remote_code: true", "trust_remote_code"),
+        ("{format: 2, settings: {trust_remote_code: true}, record: {}}", "trust_remote_code"),
+        ("- epochs", "does not hold settings"),
+        ("", "does not hold settings"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_file_that_holds_anything_but_settings_is_refused_by_name(
+    content: str, said: str, fitted: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    status, text = failure([*TRAIN, "--config", str(tmp_path / "config.yaml")], capsys)
+    assert status == 2
+    assert said in text
+    assert text.startswith("innervision: error: ")
+    assert text.count("\n") == 1
+    assert not fitted
+
+
+OTHER_PACKAGE = """
+from dataclasses import dataclass
+from innervision.config import TaskSettings
+
+@dataclass(kw_only=True)
+class CountSettings(TaskSettings):
+    most: int = 9
+    \"\"\"The largest number that is counted to.\"\"\"
+
+class Count:
+    settings_class = CountSettings
+"""
+
+
+def test_a_task_of_another_package_brings_settings_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "counting.py").write_text(OTHER_PACKAGE)
+    (tmp_path / "counting-1.dist-info").mkdir()
+    (tmp_path / "counting-1.dist-info/METADATA").write_text("Name: counting\nVersion: 1\n")
+    (tmp_path / "counting-1.dist-info/entry_points.txt").write_text("[innervision.tasks]\ncount = counting:Count\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    calls, evaluate = Calls(), ModuleType("evaluate")
+    evaluate.evaluate_task = calls  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "innervision.engine.evaluate", evaluate)
+    monkeypatch.setattr("innervision.commands._show_scores", Calls())
+
+    assert main(["evaluate", "count", "runs/a", "--data", "d", "--most", "4", "--batch-size", "1", "--overwrite"]) == 0
+    [((run, task, settings), named)] = calls
+    assert (run, task, type(settings).__name__) == ("runs/a", "count", "CountSettings")
+    assert (settings.data, settings.most, settings.batch_size) == ("d", 4, 1)
+    assert named == {"overwrite": True, "trust_remote_code": False}
+    with pytest.raises(SystemExit):
+        main(["evaluate", "count", "--help"])
+    assert "The largest number that is counted to." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_every_command_has_help_with_hyphens_as_they_are_typed(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([*command.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert f"usage: innervision {command}" in shown
+    assert not re.findall(r"--[\w.-]*_[\w.-]*", shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name a command"),
+        (["evaluate"], "name a command; there are: evaluate similarity"),
+        (["evaluate", "depths", "runs/a"], "there is no command 'evaluate depths'"),
+        (["trian", "--mllm", "m"], "there is no command 'trian'"),
+        (["plot", "--out", "a.png"], "runs"),
+        (["train", "--preset", "paper"], "there is no preset 'paper'; there are: paper-depth"),
+    ],
+)
+def test_words_that_are_no_command_are_wrong_usage(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = failure(words, capsys)
+    assert status == 2
+    assert said in text
+    assert text.count("\n") == 1
+
+
+def test_the_list_of_commands_names_every_task_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main(["evaluate", "--help"]) == main(["--version"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {command} " in shown for command in commands())
+    assert __version__ in shown
+
+
+@pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"], ["train", "--help"]])
+def test_help_needs_no_torch(words: list[str]) -> None:
     """`--help` has to answer in under a second, which importing torch alone takes."""
-    code = "import sys\nfrom innervision.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\n"
+    code = f"import sys\nfrom innervision.cli import main\ntry: main({words})\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules)"
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

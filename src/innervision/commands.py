@@ -1,0 +1,281 @@
+"""The commands of the command line: what each takes, and what it does. Heavy imports wait until one runs."""
+
+import os
+from collections.abc import Callable
+from dataclasses import KW_ONLY, asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
+from innervision.registry import find, offered
+
+
+class Command(NamedTuple):
+    """What the parser of a command is made from."""
+
+    run: Callable[..., None]
+    """Called with the command's own arguments and, where there are any, the settings."""
+    arguments: type
+    """Dataclass of what a call alone decides; its fields that are not keyword-only are positional."""
+    settings: Callable[[], type] | None = None
+    """Gives the dataclass of the settings; called for the command that is parsed only."""
+    takes_files: bool = False
+    """Whether settings may come from --preset and --config."""
+
+    @property
+    def help(self) -> str:
+        """What the command does, in a line."""
+        return (self.run.func if isinstance(self.run, partial) else self.run).__doc__ or ""
+
+
+GROUPS = {"evaluate": "Score the probes of a run.", "data": "Make or fetch data."}
+"""First words of commands that have two."""
+
+
+def commands() -> dict[str, Command]:
+    """Give all commands by their words, such as `evaluate depth`; one for every task that is installed."""
+    return {
+        "train": Command(train, Train, lambda: TrainSettings, takes_files=True),
+        "evaluate similarity": Command(evaluate_similarity, Evaluate, lambda: EvaluateSettings),
+        **{
+            f"evaluate {task}": Command(partial(evaluate_task, task), Evaluate, partial(_settings_of, task))
+            for task in sorted(offered("tasks"))
+        },
+        "import": Command(import_probes, Import),
+        "plot": Command(plot, Plot),
+        "compare": Command(compare, Compare),
+        "data coco": Command(data_coco, Coco),
+        "data da2k": Command(data_da2k, Da2k),
+        "data scenes": Command(data_scenes, Scenes),
+        "demo": Command(demo, Demo),
+    }
+
+
+def _settings_of(task: str) -> type[TaskSettings]:
+    return find("tasks", task).settings_class
+
+
+@dataclass(kw_only=True)
+class Train:
+    """What a call decides beside the settings."""
+
+    resume: bool = False
+    """Go on with the run that --out holds."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the MLLM's checkpoint. Only for sources that you trust."""
+
+
+def train(call: Train, settings: TrainSettings) -> None:
+    """Train probes for all targets on all layers of an MLLM."""
+    from innervision.engine.fit import fit
+    from innervision.engine.run import RunFolder
+
+    for target in fit(settings, resume=call.resume, trust_remote_code=call.trust_remote_code):
+        print(RunFolder(settings.out).probes(target))
+    print(f"next: innervision evaluate similarity {settings.out} --images VALIDATION_IMAGES")
+
+
+@dataclass
+class Evaluate:
+    """What a call decides beside the settings."""
+
+    run: str
+    """Folder of a trained run."""
+    _: KW_ONLY
+    overwrite: bool = False
+    """Score anew, whatever scores of these images or others the run has."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the MLLM's checkpoint. Only for sources that you trust."""
+
+
+def evaluate_similarity(call: Evaluate, settings: EvaluateSettings) -> None:
+    """Score every layer by the similarity of its predictions to the expert's features."""
+    from innervision.engine.evaluate import evaluate_similarity
+
+    table = evaluate_similarity(call.run, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
+    _show_scores(call.run, table)
+
+
+def evaluate_task(task: str, call: Evaluate, settings: TaskSettings) -> None:
+    """Decode every layer's predictions with the expert's own head, and score them."""
+    from innervision.engine.evaluate import evaluate_task
+
+    table = evaluate_task(call.run, task, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
+    _show_scores(call.run, table)
+
+
+def _show_scores(run: str, path: Path) -> None:
+    if int(os.environ.get("RANK", "0")) > 0:  # one of several processes speaks
+        return
+    from innervision.report.tables import format_table, read_scores, summarize, write_summary
+
+    scores = read_scores(Path(run), path.stem)
+    summary = summarize(scores)
+    write_summary(summary, path.with_suffix(".csv"))
+    print(format_table(summary, scores["target"].unique()), end="\n\n")
+    print(f"{path.with_suffix('.csv')}  the same and more as CSV\n{path}  the score of each image")
+    print(f"next: innervision plot {run} --out figure.png")
+
+
+@dataclass
+class Import:
+    """What is imported, and how."""
+
+    checkpoint: str
+    """Folder or Hub id of a probe checkpoint of the original code."""
+    _: KW_ONLY
+    out: str
+    """The run's folder; made if it does not exist."""
+    expert: str | None = None
+    """Id or path of the expert; by default the one that the checkpoint names."""
+    images: str | None = None
+    """Images over which the expert's features are averaged, for the floor `mean` and centred scores."""
+    revision: str | None = None
+    """Branch, tag or commit of the checkpoint on the Hub."""
+    template: str | None = None
+    """Conversation template; see train."""
+    device: str | None = None
+    """By default the accelerator, where there is one."""
+
+
+def import_probes(call: Import) -> None:
+    """Make a run of a probe checkpoint that the original code trained."""
+    from innervision.engine.importing import import_run
+
+    run = import_run(**asdict(call))
+    for target in run.record()["experts"]:
+        print(run.probes(target))
+    if not call.images:
+        print("without --images the run has no mean feature: scores lack the floor `mean` and what is centred on it")
+    print(f"next: innervision evaluate similarity {call.out} --images VALIDATION_IMAGES")
+
+
+@dataclass
+class Plot:
+    """What is drawn."""
+
+    runs: list[str]
+    """Folders of scored runs; each becomes a curve."""
+    _: KW_ONLY
+    out: str
+    """Where the figure goes; PNG and PDF are written both."""
+    metrics: str | None = None
+    """Scores to draw, one row of panels each, such as cosine,accuracy; by default what the runs have."""
+
+
+def plot(call: Plot) -> None:
+    """Draw the curves of one or several runs by layer, as PNG and PDF."""
+    from innervision.report.figures import plot_curves
+
+    metrics = [name.strip() for name in call.metrics.split(",")] if call.metrics else None
+    for path in plot_curves([Path(run) for run in call.runs], Path(call.out), metrics):
+        print(path)
+
+
+@dataclass
+class Compare:
+    """The two runs."""
+
+    run: str
+    """Folder of a scored run."""
+    other: str
+    """Folder of the run that is taken from it."""
+
+
+def compare(call: Compare) -> None:
+    """Say how much one run scores above another on the same images, layer by layer."""
+    from innervision.report.compare import compare
+    from innervision.report.tables import format_differences
+
+    differences, left_out, *setup = compare(Path(call.run), Path(call.other))
+    print(f"{call.run} less {call.other}, over the images that both have\n")
+    print(format_differences(differences, differences["target"].unique()))
+    for line in left_out:
+        print(f"not compared: {line}")
+    for line in setup[0] if setup else ():
+        print(f"not the same: {line}")
+
+
+@dataclass
+class Coco:
+    """What is fetched."""
+
+    out: str
+    """Folder that becomes the root of COCO."""
+    _: KW_ONLY
+    split: str
+    """Images to fetch: val2017, train2017 or both, with a comma."""
+    annotations: str = ""
+    """Of captions, instances, panoptic; for these splits."""
+    mirror: str | None = None
+    """URL of a copy of COCO's server; checksums are the same."""
+
+
+def data_coco(call: Coco) -> None:
+    """Fetch images and annotations of COCO 2017. A call that was stopped resumes."""
+    from innervision.data.benchmarks import download_coco
+
+    annotations = call.annotations.split(",") if call.annotations else []
+    for path in download_coco(call.out, call.split.split(","), annotations, call.mirror):
+        print(path)
+
+
+@dataclass
+class Da2k:
+    """What is fetched."""
+
+    out: str
+    """Folder in which the folder DA-2K appears."""
+    _: KW_ONLY
+    mirror: str | None = None
+    """URL of a copy of the Hugging Face Hub."""
+
+
+def data_da2k(call: Da2k) -> None:
+    """Fetch DA-2K, the pairs of points that score depth. A call that was stopped resumes."""
+    from innervision.data.benchmarks import download_da2k
+
+    print(download_da2k(call.out, call.mirror))
+
+
+@dataclass
+class Scenes:
+    """How many scenes, and which."""
+
+    out: str
+    """Folder of the scenes; empty, or of a call that was interrupted."""
+    _: KW_ONLY
+    train: int
+    """Scenes of train2017."""
+    val: int
+    """Scenes of val2017 and of the depth pairs."""
+    seed: int = 0
+    """Each seed is a world of its own."""
+    size: int = 112
+    """Side of the images in pixels."""
+    workers: int = 1
+    """Processes."""
+
+
+def data_scenes(call: Scenes) -> None:
+    """Write synthetic scenes with exact truth, in the layouts of COCO and DA-2K."""
+    from innervision.world.dataset import write_scenes
+
+    write_scenes(Path(call.out), call.train, call.val, call.seed, call.size, call.workers)
+    print(f"{call.out}  see its README.md")
+
+
+@dataclass(kw_only=True)
+class Demo:
+    """Where it goes."""
+
+    out: str = "runs/demo"
+    """Folder of the demo's runs and figures."""
+
+
+def demo(call: Demo) -> None:
+    """Train, score and draw on images and models that come with the package, in a few minutes."""
+    from innervision.world.demo import run_demo
+
+    run_demo(Path(call.out))
