@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from innervision.metrics.segmentation import count_pixels, overlap
+from innervision.metrics.segmentation import count_pixels, overlap, predict_classes
 from innervision.original.scoring import paper_iou
 
 CLASSES = 5
@@ -29,7 +29,44 @@ def test_counts_are_scikit_learns_confusion_matrix(maps: tuple[torch.Tensor, tor
     counts = count_pixels(prediction, truth, CLASSES)
     labels = [0, 1, 2, 3, 4, 255]
     expected = confusion_matrix(truth.flatten(), prediction.flatten(), labels=labels)
-    np.testing.assert_array_equal(counts.numpy(), expected[:, :CLASSES])
+    np.testing.assert_array_equal(counts.numpy(), expected)
+
+
+def test_what_is_no_class_stands_in_the_last_column_and_is_wrong() -> None:
+    truth = torch.tensor([0, 0, 1, 1, 255])
+    counts = count_pixels(torch.tensor([0, -1, 2, 1, -1]), truth, 2)
+    assert counts.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 1]]  # -1, and a class beyond the last
+    found = overlap(counts)
+    assert found.intersection.tolist() == [1, 1]
+    assert found.truth.tolist() == [2, 2]
+    assert found.union.tolist() == [2, 2]  # no class enters no other class's union
+    assert overlap(counts, void=True).union.tolist() == [2, 2]
+    assert paper_iou(counts) == 0.5
+
+
+def test_the_largest_finite_score_wins_and_other_pixels_have_no_class() -> None:
+    scores = torch.tensor([[0.1, 0.9, torch.nan, 0.2, torch.nan], [0.8, 0.3, 0.5, torch.inf, torch.nan]])
+    assert predict_classes(scores[:, None]).tolist() == [[1, 0, -1, -1, -1]]
+
+
+def test_a_map_without_a_finite_score_scores_nothing_by_both_rules() -> None:
+    truth = torch.tensor([[0, 0, 1], [1, 1, 255]])
+    counts = count_pixels(predict_classes(torch.full((2, 2, 3), torch.nan)), truth, 2)
+    found = overlap(counts)
+    assert found.intersection.sum() == 0
+    assert found.union.tolist() == [2, 3]
+    assert paper_iou(counts) == 0
+
+
+def test_overlap_is_torchmetrics_where_every_score_is_finite() -> None:
+    from torchmetrics.functional.classification import multiclass_jaccard_index
+
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(CLASSES, 30, 40, generator=generator)
+    truth = torch.randint(0, CLASSES + 1, (30, 40), generator=generator)  # 5 is void
+    found = overlap(count_pixels(predict_classes(scores), truth, CLASSES))
+    expected = multiclass_jaccard_index(scores[None], truth[None], CLASSES, average="none", ignore_index=CLASSES)
+    torch.testing.assert_close((found.intersection / found.union), expected)
 
 
 def test_overlap_is_scikit_learns_jaccard_where_void_is_left_out(maps: tuple[torch.Tensor, torch.Tensor]) -> None:

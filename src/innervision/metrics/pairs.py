@@ -24,31 +24,28 @@ def verdicts(values: Tensor, closer: Tensor) -> Verdicts:
     return Verdicts(right, ~((first > second) | (second > first)))
 
 
-def sample(maps: Tensor, index: Tensor, points: Tensor, sizes: Tensor) -> Tensor:
-    """Read maps at pixels of larger or smaller images, as if they were resized to the images' sizes bilinearly.
+def sample(depth: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Read a map at pixels of a larger or smaller image, as if it were resized to the image's size bilinearly.
 
     What was squashed on the way in is stretched again. Equal to `torch.nn.functional.interpolate` with
     `align_corners=False`, but that a constant map has exactly the same value everywhere.
 
     Args:
-        maps: (M, h, w).
-        index: (P,) which map each point belongs to.
+        depth: (h, w).
         points: (P, 2) [row, column] in pixels of the image.
-        sizes: (P, 2) [height, width] of the image.
+        size: height and width of the image.
 
     Returns:
-        (P,) float64.
+        (P,) float64, on the CPU: all of it is computed there, since not every device has float64.
     """
-    size = torch.tensor(maps.shape[-2:], dtype=torch.float64, device=maps.device)
-    place = ((points + 0.5) * size / sizes - 0.5).clamp(min=torch.zeros(2, device=maps.device), max=size - 1)  # (P, 2)
+    depth = depth.cpu().double()
+    shape = torch.tensor(depth.shape, dtype=torch.float64)
+    place = (points.cpu() + 0.5) * shape / torch.tensor(size) - 0.5
+    place = place.clamp(min=torch.zeros(2), max=shape - 1)  # (P, 2)
     low = place.floor()
     row, column = (place - low).unbind(-1)
     top, left = low.long().unbind(-1)
-    bottom, right = torch.minimum(low + 1, size - 1).long().unbind(-1)
-
-    def read(rows: Tensor, columns: Tensor) -> Tensor:
-        return maps[index, rows, columns].double()
-
-    upper = torch.lerp(read(top, left), read(top, right), column)
-    lower = torch.lerp(read(bottom, left), read(bottom, right), column)
+    bottom, right = torch.minimum(low + 1, shape - 1).long().unbind(-1)
+    upper = torch.lerp(depth[top, left], depth[top, right], column)
+    lower = torch.lerp(depth[bottom, left], depth[bottom, right], column)
     return torch.lerp(upper, lower, row)  # of two equal ends exactly the same

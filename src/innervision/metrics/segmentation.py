@@ -1,6 +1,7 @@
 """How well label maps agree, from counts of pixels that add up over images.
 
-`counts` is a matrix (K + 1, K): pixels by true class (rows; the last one is void) and by predicted class (columns).
+`counts` is a matrix (K + 1, K + 1): pixels by true class (rows; the last one is void, which is left out of scores) and
+by predicted class (columns; the last one is no class, which is always wrong).
 """
 
 from typing import NamedTuple
@@ -9,12 +10,25 @@ import torch
 from torch import Tensor
 
 
+def predict_classes(scores: Tensor) -> Tensor:
+    """Give the class of the largest score of each pixel, for scores (K, H, W): (H, W) int64.
+
+    -1, which is no class, where one of a pixel's scores is NaN or infinite.
+    """
+    return scores.argmax(dim=0).where(scores.isfinite().all(dim=0), -1)
+
+
 def count_pixels(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Count pixels by true and predicted class: (K + 1, K) int64. Whatever is no class in `truth` is void."""
-    rows = truth.long().flatten()
-    rows = torch.where((rows >= 0) & (rows < num_classes), rows, num_classes)
-    cells = torch.bincount(rows * num_classes + prediction.long().flatten(), minlength=(num_classes + 1) * num_classes)
-    return cells.view(num_classes + 1, num_classes)
+    """Count pixels by true and predicted class: (K + 1, K + 1) int64.
+
+    Whatever is none of 0…K - 1 is void in `truth`, and no class in `prediction`.
+    """
+    rows, columns = (
+        labels.where((labels >= 0) & (labels < num_classes), num_classes)
+        for labels in (truth.long().flatten(), prediction.long().flatten())
+    )
+    size = num_classes + 1
+    return torch.bincount(rows * size + columns, minlength=size**2).view(size, size)
 
 
 class Overlap(NamedTuple):
@@ -30,5 +44,5 @@ def overlap(counts: Tensor, *, void: bool = False) -> Overlap:
     known = counts[:-1]
     intersection = known.diagonal()
     truth = known.sum(dim=1)
-    predicted = (counts if void else known).sum(dim=0)
+    predicted = (counts if void else known).sum(dim=0)[:-1]
     return Overlap(intersection, truth + predicted - intersection, truth)

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from innervision.config import Protocol, TaskSettings
 from innervision.data.da2k import PointPairs, read_da2k
-from innervision.metrics.pairs import sample, verdicts
+from innervision.metrics.pairs import Verdicts, sample, verdicts
 from innervision.original.scoring import paper_sample, paper_verdicts
+from innervision.targets.target import Maps, Target
 from innervision.tasks.evaluation import Scores
 from innervision.tasks.task import Task
 
@@ -31,7 +31,7 @@ class Depth(Task):
     """
 
     name = "depth"
-    target = "depth"
+    kind = "depth"
 
     def __init__(self, settings: TaskSettings) -> None:
         """Read the pairs. See `Task`."""
@@ -48,35 +48,38 @@ class Depth(Task):
         """Give the image's pairs. See `Task.truth`."""
         return Question(self.pairs[name], (image.height, image.width))
 
-    def score(self, outputs: Tensor, truths: Sequence[Question]) -> list[Scores]:
+    def score(self, outputs: Maps, truths: Sequence[Question], target: Target) -> list[Scores]:
         """Score maps (M, H, W). See `Task.score`."""
-        count = [len(truth.pairs.closer) for truth in truths]
-        closer = np.concatenate([truth.pairs.closer for truth in truths])  # (P,)
-        index = torch.repeat_interleave(torch.arange(len(truths)), 2 * torch.tensor(count))  # (2 P,)
-        points = torch.from_numpy(np.concatenate([truth.pairs.points.reshape(-1, 2) for truth in truths]))
-        sizes = torch.tensor([truth.size for truth in truths])[index]
-        values = sample(outputs, *(each.to(outputs.device) for each in (index, points, sizes))).cpu()
-        found = verdicts(values.view(-1, 2), torch.from_numpy(closer))
-        maps = outputs.cpu().numpy()
-        paper = np.concatenate(
-            [
-                paper_verdicts(
-                    paper_sample(depth, truth.pairs.points.reshape(-1, 2), truth.size).reshape(-1, 2),
-                    truth.pairs.closer,
-                )
-                for depth, truth in zip(maps, truths, strict=True)
-            ]
-        )
+        maps = [depth.cpu() for depth in outputs]
+        counts = [len(truth.pairs.closer) for truth in truths]
+        found = [_judge(depth, truth) for depth, truth in zip(maps, truths, strict=True)]
+        paper = [_judge_as_paper(depth, truth) for depth, truth in zip(maps, truths, strict=True)]
         scene_types = [truth.pairs.scene_type for truth in truths]
-        weights = torch.tensor(count).double()
-        scores: list[Scores] = []
+        weights = torch.tensor(counts).double()
+        right: dict[Protocol, Tensor] = {
+            "standard": _shares([verdicts.right for verdicts in found]),
+            "paper": _shares(paper),
+        }
+        scores = [
+            Scores("accuracy", accuracy, weights, groups, protocol=protocol)
+            for protocol, accuracy in right.items()
+            for groups in ((None, scene_types) if any(scene_types) else (None,))
+        ]
+        return [*scores, Scores("ties", _shares([verdicts.tied for verdicts in found]), weights)]
 
-        def share(pairs: Tensor) -> Tensor:
-            return torch.stack([part.double().mean() for part in pairs.split(count)])
 
-        right: dict[Protocol, Tensor] = {"standard": share(found.right), "paper": share(torch.from_numpy(paper))}
-        for protocol, accuracy in right.items():
-            scores.append(Scores("accuracy", accuracy, weights, protocol=protocol))
-            if any(scene_types):
-                scores.append(Scores("accuracy", accuracy, weights, scene_types, protocol=protocol))
-        return [*scores, Scores("ties", share(found.tied), weights)]
+def _judge(depth: Tensor, truth: Question) -> Verdicts:
+    """Judge an image's pairs by a map (H, W)."""
+    values = sample(depth, torch.from_numpy(truth.pairs.points).reshape(-1, 2), truth.size)
+    return verdicts(values.view(-1, 2), torch.from_numpy(truth.pairs.closer))
+
+
+def _judge_as_paper(depth: Tensor, truth: Question) -> Tensor:
+    """Tell which of an image's pairs are right by the original's rule: (P,) bool."""
+    values = paper_sample(depth.numpy(), truth.pairs.points.reshape(-1, 2), truth.size)
+    return torch.from_numpy(paper_verdicts(values.reshape(-1, 2), truth.pairs.closer))
+
+
+def _shares(pairs: Sequence[Tensor]) -> Tensor:
+    """Give the share of True in each image: (M,) float64."""
+    return torch.stack([each.double().mean() for each in pairs])

@@ -13,10 +13,10 @@ from innervision.config import TaskSettings
 from innervision.data.panoptic import read_panoptic
 from innervision.data.sources import scored_split
 from innervision.errors import InnerVisionError
-from innervision.metrics.segmentation import count_pixels, overlap
+from innervision.metrics.segmentation import count_pixels, overlap, predict_classes
 from innervision.original.scoring import paper_iou
 from innervision.targets.seg import SegTarget
-from innervision.targets.target import Target
+from innervision.targets.target import Maps, Target
 from innervision.tasks.evaluation import Scores
 from innervision.tasks.task import Task
 
@@ -26,14 +26,15 @@ class Seg(Task):
 
     The scores are resized to the annotation's size, and the class of the largest is taken. `standard`: pixels are
     counted over all images (mIoU), void left out. `paper`: as the original, the mean over images of the mean over an
-    image's classes, where pixels of void count as wrong.
+    image's classes, where pixels of void count as wrong. By both, a pixel with a score that is not finite has no class,
+    which is wrong.
 
     Since the other stages of the decoder come from the real image, even a useless prediction scores: hence the floors
     `zero` and `mean`.
     """
 
     name = "seg"
-    target = "seg"
+    kind = "seg"
     sources = ("probe", "shuffled", "zero", "mean", "expert", "plain")
 
     def __init__(self, settings: TaskSettings) -> None:
@@ -42,46 +43,47 @@ class Seg(Task):
         benchmark = read_panoptic(settings.data, scored_split(settings.data))
         self.images, self.maps, self.categories = benchmark.images, benchmark.maps, benchmark.categories
         self.annotations = benchmark.fingerprint()
-        self.classes: list[int] = []
-        """Of each category the expert's class."""
+        self.classes: dict[str, list[int]] = {}
+        """By target, of each category the expert's class."""
 
     def plan(self) -> dict[str, Any]:
         """Name the maps. See `Evaluation.plan`."""
         return {"annotations": self.annotations}
 
     def prepare(self, targets: Sequence[Target]) -> None:
-        """Find the expert's class of each category. See `Evaluation.prepare`.
+        """Find each expert's class of each category. See `Evaluation.prepare`.
 
         Raises:
-            InnerVisionError: the expert knows other classes.
+            InnerVisionError: one of them knows other classes.
         """
-        [target] = targets
+        self.classes = {target.name: self._match(target) for target in targets}
+
+    def _match(self, target: Target) -> list[int]:
         if not isinstance(target, SegTarget):
             raise InnerVisionError(f"the task seg needs a OneFormer, not {type(target).__name__}")
         labels = target.labels
         if all(name.isdigit() for name in self.categories):  # an extract without names
-            named = len(labels) == len(self.categories)
-            self.classes = list(range(len(labels)))
-        else:
-            named = sorted(labels) == sorted(self.categories)
-            self.classes = [labels.index(name) for name in self.categories] if named else []
-        if not named:
-            other = [name for name in self.categories if name not in labels] or self.categories
-            raise InnerVisionError(
-                f"{target.expert} and {self.settings.data} do not have the same classes: {len(labels)} and "
-                f"{len(self.categories)}, and the expert lacks {other[0]!r} (its first is {labels[0]!r}). "
-                "Use an expert that was trained on these categories"
-            )
+            if len(labels) == len(self.categories):
+                return list(range(len(labels)))
+        elif sorted(labels) == sorted(self.categories):
+            return [labels.index(name) for name in self.categories]
+        other = [name for name in self.categories if name not in labels] or self.categories
+        raise InnerVisionError(
+            f"{target.expert} and {self.settings.data} do not have the same classes: {len(labels)} and "
+            f"{len(self.categories)}, and the expert lacks {other[0]!r} (its first is {labels[0]!r}). "
+            "Use an expert that was trained on these categories"
+        )
 
     def truth(self, name: str, image: Image) -> NDArray[np.uint8]:
         """Read the label map (H, W). See `Task.truth`."""
         return self.maps[name].labels()
 
-    def score(self, outputs: Tensor, truths: Sequence[NDArray[np.uint8]]) -> list[Scores]:
-        """Score maps (M, K, h, w). See `Task.score`."""
+    def score(self, outputs: Maps, truths: Sequence[NDArray[np.uint8]], target: Target) -> list[Scores]:
+        """Score maps (M, K, h, w), or M maps (K, h, w). See `Task.score`."""
+        classes = self.classes[target.name]
         counts = torch.stack(
-            [self._count(scores, truth) for scores, truth in zip(outputs[:, self.classes], truths, strict=True)]
-        ).cpu()  # (M, K + 1, K)
+            [_count(scores[classes], truth) for scores, truth in zip(outputs, truths, strict=True)]
+        ).cpu()  # (M, K + 1, K + 1)
         found = [overlap(each) for each in counts]
         union, hits, truth = (
             torch.stack([getattr(each, name) for each in found]).double() for name in ("union", "intersection", "truth")
@@ -98,7 +100,8 @@ class Seg(Task):
             Scores("miou", paper[labelled], labels=labelled, protocol="paper"),
         ]
 
-    def _count(self, scores: Tensor, truth: NDArray[np.uint8]) -> Tensor:
-        """Count the pixels of one map (K, h, w) by true and predicted class."""
-        resized: Any = nn.functional.interpolate(scores[None], truth.shape, mode="bilinear", align_corners=False)
-        return count_pixels(resized[0].argmax(dim=0), torch.from_numpy(truth).to(scores.device), len(scores))
+
+def _count(scores: Tensor, truth: NDArray[np.uint8]) -> Tensor:
+    """Count the pixels of one map (K, h, w) by true and predicted class: (K + 1, K + 1)."""
+    resized = nn.functional.interpolate(scores[None], truth.shape, mode="bilinear", align_corners=False)[0]
+    return count_pixels(predict_classes(resized), torch.from_numpy(truth).to(scores.device), len(scores))
