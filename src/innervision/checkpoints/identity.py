@@ -56,6 +56,12 @@ def hub_commit(name: str, revision: str | None, file: str = CONFIG_NAME) -> str 
     return (extract_commit_hash(cached, None) if isinstance(cached, str) else None) or revision
 
 
+def processor_name(processor: object) -> str:
+    """Give the class and the backend of an image processor, such as `CLIPImageProcessor (torchvision)`."""
+    backend = getattr(processor, "backend", None)
+    return type(processor).__name__ + (f" ({backend})" if isinstance(backend, str) else "")
+
+
 def fingerprint(folder: str | Path) -> str:
     """Give a short hash of a model folder: names, sizes and samples of its configuration and weight files.
 

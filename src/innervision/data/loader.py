@@ -11,8 +11,8 @@ from PIL.Image import Image
 from scipy.stats import binomtest
 from torch.utils.data import DataLoader, Dataset
 
-from innervision.data.images import BadImage, read_image
 from innervision.data.content import content_hash
+from innervision.data.images import BadImage, read_image
 from innervision.data.sources import ImageSet
 from innervision.errors import InnerVisionError
 

@@ -8,9 +8,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from innervision.engine.fit import autocast
 from innervision.engine.run import RunFolder
-from innervision.engine.session import load_experts, load_mllm
+from innervision.engine.session import Session
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.targets.target import Target
@@ -39,15 +38,22 @@ def decode_layers(
     *,
     mllm: MLLM | None = None,
     targets: Sequence[Target] | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> dict[str, Decoded]:
     """Let an image pass through a run's MLLM and decode what its probes predict, by target.
+
+    The predictions are those that the task of the target's kind scores: the MLLM sees the image once for each target,
+    since the protocol may give each task inputs of its own.
 
     Args:
         path: of the run's folder.
         image: RGB.
         mllm: instead of the one that the run names.
         targets: instead of those that the run names; with their heads.
+        device: by default the accelerator, where there is one.
+        trust_remote_code: run model code that comes with the MLLM's checkpoint.
         seed: of outputs that are drawn at random; the same for all layers, so that they differ by the prediction alone.
 
     Raises:
@@ -55,28 +61,38 @@ def decode_layers(
     """
     run = RunFolder(path)
     settings = run.settings()
-    settings.dtype = settings.dtype or run.record().get("dtype")
-    mllm = mllm or load_mllm(settings)
-    targets = targets or load_experts(settings, mllm, head=True)
-    banks = {
-        target.name: ProbeBank.load(run.probes(target.name), mllm, target).to(mllm.device).eval() for target in targets
-    }
-    inputs = mllm.prepare([image], settings.prompt).to(mllm.device)
-    predictions: dict[str, dict[int, Tensor]] = {name: {} for name in banks}
-
-    def look(layer: int, states: Tensor, mask: Tensor) -> None:
-        grid = inputs.places(layer, states.shape[1])
-        for name, bank in banks.items():
-            with autocast(mllm.device):
-                predictions[name][layer] = bank(layer, states, mask, grid).float()  # (1, N, C)
-
-    layers = next(iter(banks.values())).layers
-    mllm.visit(inputs, look, layers, tokens=settings.tokens)
+    settings.dtype = settings.dtype or run.record().get("setup", {}).get("dtype", {}).get("mllm")
+    models = Session.load(
+        settings,
+        "",
+        mllm=mllm,
+        targets=targets,
+        head=True,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     found = {}
-    for target in targets:
-        context = target.context([image])
-        features = [context.features, banks[target.name].mean[None], *predictions[target.name].values()]
-        given = context.take([0] * len(features))
-        expert, mean, *rest = target.decode(torch.cat(features), given, seeds=[seed] * len(features)).cpu()
-        found[target.name] = Decoded(dict(zip(layers, rest, strict=True)), expert, mean)
+    for target in models.targets:
+        session = Session(settings, models.mllm, [target], script=target.kind)
+        bank = ProbeBank.load(run.probes(target.name))
+        bank.check(session.mllm, target)
+        session.place(bank).eval()
+        found[target.name] = _decode(session, target, bank, image, seed)
     return found
+
+
+def _decode(session: Session, target: Target, bank: ProbeBank, image: Image, seed: int) -> Decoded:
+    inputs, pixels = session.prepare(image)
+    context = target.context(pixels[target.name])
+    device = context.features.device
+    predictions: dict[int, Tensor] = {}
+
+    def receive(name: str, layer: int, prediction: Tensor) -> None:
+        predictions[layer] = prediction.to(device)  # (1, N, C)
+
+    session.predict(inputs, {target.name: bank}, receive)
+    features = torch.cat([context.features, bank.mean[None].to(device), *predictions.values()])
+    seeds = [seed] * len(features)
+    outputs = target.decode(features, context.take([0] * len(features)), seeds=seeds)
+    expert, mean, *rest = (output.cpu() for output in outputs)
+    return Decoded(dict(zip(predictions, rest, strict=True)), expert, mean)

@@ -6,69 +6,50 @@ torchrun --nproc-per-node 4 -m innervision evaluate seg runs/a --data coco
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from innervision.checkpoints.identity import fingerprint
-from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
+from innervision.config import EvaluateSettings, TaskSettings
 from innervision.data.loader import BadImages, Batch, load_batches
-from innervision.engine.fit import autocast
-from innervision.engine.processes import join_processes
+from innervision.data.partners import random_order
+from innervision.engine.processes import Rank, join_processes
 from innervision.engine.run import RunFolder
 from innervision.engine.scores import ScoreTable
-from innervision.engine.session import batches_of, load_experts, load_mllm
+from innervision.engine.session import Session, memory_errors
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
+from innervision.registry import find
 from innervision.targets.target import Target
-from innervision.tasks import task_class
-from innervision.tasks.evaluation import Evaluation, Part
+from innervision.tasks.evaluation import Evaluation, Findings
 from innervision.tasks.similarity import Similarity
 
 
-def evaluate_similarity(
-    path: str | Path,
-    settings: EvaluateSettings,
-    *,
-    overwrite: bool = False,
-    mllm: MLLM | None = None,
-    targets: Sequence[Target] | None = None,
-    progress: bool = True,
-) -> Path:
+def evaluate_similarity(path: str | Path, settings: EvaluateSettings, **options: Any) -> Path:
     """Score every layer's prediction by its similarity to the expert's features.
 
-    Written per image: `probe`, the prediction; `shuffled`, the prediction for another image of the batch (the one
-    before it, cyclically); `mean`, the mean feature of the training images. See `innervision.metrics.similarity`.
-
-    Arguments and errors: see `evaluate`.
+    Written per image: `probe`, the prediction; `shuffled`, the prediction for another image, drawn at random; `mean`,
+    the mean feature of the training images. See `innervision.metrics.similarity`; for the options see `evaluate`.
     """
-    evaluation = Similarity(settings, RunFolder(path).settings().protocol)
-    return evaluate(path, evaluation, overwrite=overwrite, mllm=mllm, targets=targets, progress=progress)
+    return evaluate(path, Similarity(settings), **options)
 
 
-def evaluate_task(
-    path: str | Path,
-    task: str,
-    settings: TaskSettings,
-    *,
-    overwrite: bool = False,
-    mllm: MLLM | None = None,
-    targets: Sequence[Target] | None = None,
-    progress: bool = True,
-) -> Path:
+def evaluate_task(path: str | Path, task: str, settings: TaskSettings, **options: Any) -> Path:
     """Score every layer's prediction by a task (depth, seg, …), decoded by the expert's own head.
 
-    Arguments and errors: see `evaluate`; `targets` must have been loaded with their heads.
+    For the options see `evaluate`; `targets` must have been loaded with their heads.
 
     Raises:
         InnerVisionError: there is no such task, or its benchmark cannot be read.
     """
-    evaluation = task_class(task)(settings)
-    return evaluate(path, evaluation, overwrite=overwrite, mllm=mllm, targets=targets, progress=progress)
+    return evaluate(path, find("tasks", task)(settings), **options)
 
 
 def evaluate(
@@ -78,12 +59,13 @@ def evaluate(
     overwrite: bool = False,
     mllm: MLLM | None = None,
     targets: Sequence[Target] | None = None,
+    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> Path:
     """Let the images pass through the MLLM once, and score each layer's predictions as the evaluation does.
 
-    An interrupted evaluation goes on where it stopped. Where torchrun or accelerate launch started several processes,
-    each takes a share of the batches, and the first one joins them; the table is that of one process.
+    An interrupted evaluation resumes when it is called again. Where torchrun or accelerate launch started several
+    processes, each takes a share of the batches, and the first one joins them; the table is that of one process.
 
     Args:
         path: of the run's folder.
@@ -91,6 +73,7 @@ def evaluate(
         overwrite: score anew where there is a finished table, of whatever images and settings.
         mllm: instead of the one that the run names.
         targets: instead of those that the run names.
+        trust_remote_code: run model code that comes with the MLLM's checkpoint.
         progress: show a bar.
 
     Returns:
@@ -100,102 +83,148 @@ def evaluate(
         InnerVisionError: the run is not trained, does not fit the models or the evaluation, or has scores for
             something else.
     """
-    settings, images = evaluation.settings, evaluation.images
+    rank = join_processes(evaluation.settings.device)
     run = RunFolder(path)
     trained = run.settings()
-    names = evaluation.choose(list(run.record()["experts"]))
+    evaluation.protocol = trained.protocol
+    names = _choose(run, evaluation)
+    table = _table(run, evaluation, names)
+    if rank.first(lambda: table.is_complete(overwrite)):
+        return table.path
+    trained.dtype = trained.dtype or run.record().get("setup", {}).get("dtype", {}).get("mllm")
+    session = Session.load(
+        trained,
+        evaluation.name,
+        mllm=mllm,
+        targets=targets,
+        only=names,
+        head=evaluation.head,
+        device=evaluation.settings.device or rank.device,
+        trust_remote_code=trust_remote_code,
+    )
+    banks = {target.name: ProbeBank.load(run.probes(target.name)) for target in session.targets}
+    for target in session.targets:
+        banks[target.name].check(session.mllm, target)
+        session.place(banks[target.name]).eval()
+    evaluation.prepare(session.targets)
+    plan = _Plan(evaluation, session, banks, table, BadImages(evaluation.images, evaluation.settings.max_bad))
+    with memory_errors("lower batch_size or decode_batch_size"):
+        _loop(plan, rank, progress)
+    rank.first(lambda: _finish(plan))
+    return table.path
+
+
+@dataclass
+class _Plan:
+    """What is scored, by what, and where the scores go."""
+
+    evaluation: Evaluation
+    session: Session
+    banks: dict[str, ProbeBank]
+    table: ScoreTable
+    bad: BadImages
+
+    @property
+    def order(self) -> list[list[int]]:
+        """For every batch the indices of its images, each of which is followed by its partner."""
+        indices, size = random_order(self.evaluation.images.names), self.evaluation.settings.batch_size
+        return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def _choose(run: RunFolder, evaluation: Evaluation) -> list[str]:
+    """Name the targets that are scored.
+
+    Raises:
+        InnerVisionError: the run has none of them, or is not trained yet.
+    """
+    names = evaluation.choose({name: expert["kind"] for name, expert in run.record()["experts"].items()})
     if lacking := [name for name in names if not run.probes(name).exists()]:
         raise InnerVisionError(
             f"{run.path} is not trained yet: there are no probes for {', '.join(lacking)}. "
             f"Go on with: innervision train --config {run.yaml} --resume"
         )
-    bad = BadImages(images, settings.max_bad)
-    evaluation.protocol = trained.protocol
+    return names
+
+
+def _table(run: RunFolder, evaluation: Evaluation, names: Sequence[str]) -> ScoreTable:
+    """Give the table for the scores, with all that decides them."""
     plan = {
         **evaluation.plan(),
-        "protocol": trained.protocol,
-        "num_images": len(images),
-        "files": images.fingerprint(),
-        "batch_size": settings.batch_size,
+        "protocol": evaluation.protocol,
+        "experts_dtype": run.settings().expert_dtype,
+        "num_images": len(evaluation.images),
+        "files": evaluation.images.fingerprint(),
+        "batch_size": evaluation.settings.batch_size,
         "probes": {name: fingerprint(run.probes(name)) for name in names},
     }
-    table = ScoreTable(run.scores, evaluation.name, plan, weighted=evaluation.weighted)
-    rank = join_processes(settings.device)
-    complete = table.is_complete(overwrite)
-    rank.wait()
-    if complete:
-        return table.path
-    trained.dtype = trained.dtype or run.record().get("dtype")
-    mllm = mllm or load_mllm(trained, settings.device or rank.device)
-    targets = targets or load_experts(trained, mllm, only=names, head=evaluation.head)
-    targets = [target for target in targets if target.name in names]
-    banks = {
-        target.name: ProbeBank.load(run.probes(target.name), mllm, target).to(mllm.device).eval() for target in targets
-    }
-    evaluation.prepare(targets)
-    order = _batches(len(images), settings.batch_size)
-    batches = batches_of(images, order, mllm, trained, targets, evaluation.truth, evaluation.name)
-    if rank.index == 0:
+    return ScoreTable(run.scores, evaluation.name, plan, weighted=evaluation.weighted)
+
+
+def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
+    """Score this process's share of the batches that are left, and write each as a part of the table."""
+    evaluation, session, table, order = plan.evaluation, plan.session, plan.table, plan.order
+
+    def begin() -> tuple[set[int], list[tuple[str, str]]]:
         table.open()
-    rank.wait()
-    done = table.done()
-    bad.add(table.bad())
-    rank.wait()  # until all have seen the same
+        return table.done(), table.bad()
+
+    done, bad = rank.first(begin)  # all processes share out what the first one sees
+    plan.bad.add(bad)
     numbers = [number for number in range(len(order)) if number not in done][rank.index :: rank.count]
-    on_gpu = mllm.device.type == "cuda"
-    loader = load_batches(batches, numbers, workers=settings.workers, pin_memory=on_gpu)
-    hidden = not progress or rank.index > 0
-    before = sum(len(order[number]) for number in done)
-    with tqdm(total=sum(map(len, order)), initial=before, unit="image", disable=hidden, dynamic_ncols=True) as bar:
-        num_layers = len(next(iter(banks.values())).layers)
+    loader = load_batches(
+        session.batches(evaluation.images, order, truth=evaluation.truth, paired=True),
+        numbers,
+        workers=evaluation.settings.workers,
+        pin_memory=session.mllm.device.type == "cuda",
+    )
+    bar = tqdm(
+        total=sum(map(len, order)),
+        initial=sum(len(order[number]) for number in done),
+        unit="image",
+        disable=not progress or rank.index > 0,
+        dynamic_ncols=True,
+    )
+    with bar:
+        num_layers = len(next(iter(plan.banks.values())).layers)
         began, seen = time.perf_counter(), 0
         for number, batch in zip(numbers, loader, strict=True):
-            for name in bad.add(batch.bad):
-                tqdm.write(f"left out {name}: {bad.reasons[name]}")
-            part = Part() if batch.inputs is None else _walk(batch, mllm, targets, banks, trained, evaluation)
-            table.write_part(number, part, batch.names, batch.bad)
+            for name in plan.bad.add(batch.bad):
+                tqdm.write(f"left out {name}: {plan.bad.reasons[name]}")
+            table.write_part(number, _score(plan, batch), batch.hashes, batch.bad)
             seen += len(batch.names)
             pace = (time.perf_counter() - began) / max(seen * num_layers, 1)
             bar.set_postfix_str(f"{1000 * pace:.3g} ms per image and layer")
             bar.update(len(order[number]) * rank.count)
     rank.wait()
-    if rank.index == 0:
-        bad.add(table.bad())
-        table.finish({"bad_images": bad.reasons, **evaluation.facts()}, evaluation.conclude)
-    rank.wait()
-    return table.path
 
 
 @torch.no_grad()
-def _walk(
-    batch: Batch,
-    mllm: MLLM,
-    targets: Sequence[Target],
-    banks: Mapping[str, ProbeBank],
-    trained: TrainSettings,
-    evaluation: Evaluation,
-) -> Part:
-    """Let a batch pass through the MLLM, and each layer's states through its probes."""
-    inputs = batch.inputs.to(mllm.device)
-    comparison = evaluation.compare(batch, targets, banks)
+def _score(plan: _Plan, batch: Batch) -> Findings:
+    """Let a batch pass through the MLLM and the probes, and each prediction through the evaluation."""
+    findings = Findings()
+    if batch.inputs is None:
+        return findings
+    comparisons = {
+        target.name: plan.evaluation.compare(batch, target, plan.banks[target.name].mean)
+        for target in plan.session.targets
+    }
 
-    def look(layer: int, states: Tensor, mask: Tensor) -> None:
-        grid = inputs.places(layer, states.shape[1])
-        if trained.protocol == "paper":
-            mask = torch.ones_like(mask)
-        for name, bank in banks.items():
-            with autocast(mllm.device):
-                prediction = bank(layer, states, mask, grid)
-            comparison.predicted(name, layer, prediction.float())
+    def receive(name: str, layer: int, prediction: Tensor) -> None:
+        comparisons[name].predicted(layer, prediction)
 
-    layers = next(iter(banks.values())).layers
-    mllm.visit(inputs, look, layers, tokens=trained.tokens)
-    return comparison.finish()
+    plan.session.predict(batch.inputs, plan.banks, receive)
+    for comparison in comparisons.values():
+        findings.add(comparison.finish())
+    return findings
 
 
-def _batches(num_images: int, size: int) -> list[list[int]]:
-    """Cut the images into batches of `size`; a single one left over joins the batch before it."""
-    batches = [list(range(i, min(i + size, num_images))) for i in range(0, num_images, size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [batches[-2] + batches[-1]]
-    return batches
+def _finish(plan: _Plan) -> None:
+    """Join what all processes have found."""
+    plan.bad.add(plan.table.bad())
+    facts = {
+        "bad_images": plan.bad.reasons,
+        "metrics": {metric.key: asdict(metric) for metric in plan.evaluation.metrics},
+        "setup": plan.session.setup(),
+        **plan.evaluation.facts(),
+    }
+    plan.table.finish(len(plan.order), facts, plan.evaluation.conclude)

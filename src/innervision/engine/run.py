@@ -1,18 +1,16 @@
 """The run folder: one MLLM, its probes and their scores.
 
-run.yaml                  all settings as resolved, and under `record` what they were resolved to
+run.yaml                  format; settings as resolved; record: what they were resolved to, and on which machine
 probes/TARGET.safetensors one file per target
 train/log.jsonl           loss per target and layer, learning rate, images/s
 train/bad_images.json     images that were left out, and why
-train/state.pt            what --resume needs; gone when training is done
+train/state.pt            what --resume needs; deleted when training is done
 scores/*.parquet          one row per image, target, layer, source and metric
-figures/                  PNG and PDF
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,11 @@ from innervision.config import ProbeSettings, TrainSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 
-FREE_TO_CHANGE = {"out", "device", "workers", "save_every", "max_bad", "trackers"}
-"""Settings that may differ when a run is resumed: they leave its result alone."""
+FORMAT = 2
+"""Of run.yaml."""
 
-PACKAGES = (
-    "innervision",
-    "torch",
-    "torchvision",
-    "transformers",
-    "diffusers",
-    "accelerate",
-    "safetensors",
-    "numpy",
-)
+FREE_TO_CHANGE = {"out", "device", "workers", "save_minutes", "max_bad", "trackers"}
+"""Settings that may differ when a run is resumed: they leave its result alone."""
 
 
 class RunFolder:
@@ -65,34 +55,34 @@ class RunFolder:
                 raise InnerVisionError(
                     f"{self.path} holds a run already: add --resume to go on with it, or use another --out"
                 )
-            differing = [
-                name for name in changed(asdict(self.settings()), asdict(settings)) if name not in FREE_TO_CHANGE
-            ]
-            if resume and differing:
-                raise InnerVisionError(
-                    f"{self.path} was begun with other settings: {', '.join(differing)} (see {self.yaml})"
-                )
+            if resume:
+                before, now = asdict(self.settings()), asdict(settings)
+                if differing := [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]:
+                    raise InnerVisionError(
+                        f"{self.path} was begun with other settings: {', '.join(differing)} (see {self.yaml})"
+                    )
         elif resume:
             raise InnerVisionError(f"{self.path} holds no run to resume")
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InnerVisionError(f"{self.path} exists and is no run; use another --out")
 
     def check_same(self, record: Mapping[str, Any]) -> None:
-        """Check that a run that is resumed has the models and the images that it was begun with.
+        """Check that a run that is resumed has the models, the images and the precision that it was begun with.
 
         Raises:
             InnerVisionError: one of them has changed.
         """
-        before = self.record()
+        before = {**self.record(), "dtype": self.record().get("setup", {}).get("dtype")}
+        now = {**record, "dtype": record["setup"]["dtype"]}
         for key in ("mllm", "dtype", "experts", "layers", "images"):
-            if before.get(key) != record[key]:
+            if before.get(key) != now[key]:
                 raise InnerVisionError(
-                    f"{self.path} cannot be resumed: its {key} changed from {before.get(key)} to {record[key]}"
+                    f"{self.path} cannot be resumed: its {key} changed from {before.get(key)} to {now[key]}"
                 )
 
     def write_settings(self, settings: TrainSettings, record: Mapping[str, Any]) -> None:
-        """Write run.yaml: the settings, and what they were resolved to, with the versions of the packages used."""
-        content = {**asdict(settings), "record": {**record, "versions": package_versions()}}
+        """Write run.yaml: the settings, and what they were resolved to."""
+        content = {"format": FORMAT, "settings": asdict(settings), "record": dict(record)}
         with atomic_write(self.yaml) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
@@ -100,18 +90,17 @@ class RunFolder:
         """Read the settings of this run.
 
         Raises:
-            InnerVisionError: there is no run here, or its run.yaml is broken.
+            InnerVisionError: there is no run here, its run.yaml is broken or of another format.
         """
-        content = self._read()
-        content.pop("record", None)
+        content = self._read()["settings"]
         try:
             return TrainSettings(**{**content, "probe": ProbeSettings(**content["probe"])})
         except (TypeError, KeyError) as error:
             raise InnerVisionError(f"{self.yaml} does not hold the settings of a run: {error}") from error
 
     def record(self) -> dict[str, Any]:
-        """Read what the settings were resolved to."""
-        return self._read().get("record", {})
+        """Read what the settings were resolved to: mllm, experts, layers, images, parameters and setup."""
+        return self._read()["record"]
 
     def write_bad_images(self, reasons: Mapping[str, str]) -> None:
         """Write the names of images that were left out, with the reasons."""
@@ -123,24 +112,15 @@ class RunFolder:
             content = yaml.safe_load(self.yaml.read_text())
         except FileNotFoundError:
             raise InnerVisionError(f"{self.path} is not a run folder: it has no run.yaml") from None
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise InnerVisionError(f"{self.yaml} cannot be read: {error}") from error
         if not isinstance(content, dict):
             raise InnerVisionError(f"{self.yaml} does not hold the settings of a run")
+        if (found := content.get("format", 1)) != FORMAT:
+            raise InnerVisionError(
+                f"{self.yaml} has format {found}, and this version of InnerVision reads format {FORMAT}: use the "
+                "version that it names, or train again"
+            )
+        if not all(isinstance(content.get(part), dict) for part in ("settings", "record")):
+            raise InnerVisionError(f"{self.yaml} lacks the settings or the record of a run")
         return content
-
-
-def package_versions() -> dict[str, str]:
-    """Give the versions of the packages that decide a run's numbers."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name the settings whose values differ."""
-    return [name for name in now if before.get(name) != now[name]]

@@ -1,13 +1,14 @@
 """The score table of an evaluation: a Parquet file that grows by parts, so that what is done is never done again.
 
 RUN/scores/NAME.parquet         one row per score
-RUN/scores/NAME.json            what was scored, images that were left out, versions of packages
+RUN/scores/NAME.json            what was scored (plan), images with a hash of each file's content, images that were left
+                                out, metrics of the task's own, on what the scores were made (setup)
 RUN/scores/.NAME/000012.*       parts of an evaluation that is not finished, by number of the batch
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from innervision.engine.run import package_versions
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.tasks.evaluation import Kept, Label, Part, Scores, to_cpu
+from innervision.tasks.evaluation import Findings, Kept, Label, Scores, to_cpu
 
 SCHEMA = pa.schema(
     [
@@ -100,32 +100,57 @@ class ScoreTable:
         """Read which images the parts leave out, and why."""
         return [(name, reason) for path in self._tables() for name, reason in _facts(path)["bad"]]
 
-    def write_part(self, number: int, part: Part, images: Sequence[str], bad: Sequence[tuple[str, str]]) -> None:
-        """Write one part: what was found for `images`, and which images were left out."""
+    def write_part(
+        self, number: int, findings: Findings, hashes: Mapping[str, str], bad: Sequence[tuple[str, str]]
+    ) -> None:
+        """Write one part.
+
+        Args:
+            number: of the batch.
+            findings: what was found for its images.
+            hashes: by the names of these images a hash of each file's content.
+            bad: (name, reason) of the images that were left out.
+        """
         path = self.parts / f"{number:06}.parquet"
-        if part.arrays:
+        if findings.arrays:
             arrays = {
                 json.dumps([*key, name]): array.cpu().contiguous()
-                for key, by_name in part.arrays.items()
+                for key, by_name in findings.arrays.items()
                 for name, array in by_name.items()
             }
             with atomic_write(path.with_suffix(".safetensors")) as temporary:
                 save_file(arrays, temporary)
-        facts = {"images": json.dumps(list(images)), "bad": json.dumps(list(bad))}
-        table = self._rows(part.scores).replace_schema_metadata(facts)
+        facts = {"images": json.dumps(dict(hashes)), "bad": json.dumps(list(bad))}
+        table = self._rows(findings.scores).replace_schema_metadata(facts)
         with atomic_write(path) as temporary:  # last: with it the part is there
             pq.write_table(table, temporary)
 
-    def finish(self, facts: dict[str, Any], conclude: Conclude) -> None:
-        """Join the parts to one table, score what needs all images, and write what it was made from beside it."""
+    def finish(self, count: int, facts: dict[str, Any], conclude: Conclude) -> None:
+        """Join the parts to one table, score what needs all images, and write what it was made from beside it.
+
+        Args:
+            count: how many parts there must be.
+            facts: to write beside the table.
+            conclude: scores what needs all images.
+
+        Raises:
+            InnerVisionError: a part is missing; those that are there stay.
+        """
+        if lacking := sorted(set(range(count)) - self.done()):
+            raise InnerVisionError(
+                f"{self.path} cannot be finished: {len(lacking)} of its {count} batches were not scored (the first is "
+                f"number {lacking[0]}). Call again: only these are left to do"
+            )
         schema = self.schema.with_metadata({"plan": json.dumps(self.plan)})
+        images: dict[str, str] = {}
         with atomic_write(self.path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for path in self._tables():
+                images |= _facts(path)["images"]
                 writer.write_table(pq.read_table(path).replace_schema_metadata())
             for scores in conclude(self._kept()):
                 writer.write_table(self._rows([scores]))
         with atomic_write(self.facts) as temporary:
-            content = {"plan": self.plan, **facts, "versions": package_versions()}
+            content = {"plan": self.plan, "images": images, **facts}
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
         shutil.rmtree(self.parts)
 

@@ -1,73 +1,203 @@
-"""The frozen models of a run, loaded as its settings say."""
+"""The frozen models of a run, and the one walk from images to predictions.
 
-from collections.abc import Sequence
+Training, evaluation and pictures all come through here: what the MLLM is shown, which tokens a probe may read, where
+they stand and in which precision probes work are decided in this file and in the protocol it asks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from PIL.Image import Image
+from torch import Tensor
 
 from innervision.config import TrainSettings
 from innervision.data.loader import Batches, Truth
 from innervision.data.sources import ImageSet
-from innervision.mllm import MLLM
+from innervision.engine.environment import device_name, package_versions
+from innervision.errors import InnerVisionError
+from innervision.mllm import MLLM, Inputs
 from innervision.original.protocol import PROTOCOLS
-from innervision.targets import load_targets, parse_target
+from innervision.probes import ProbeBank
+from innervision.targets import load_targets
 from innervision.targets.target import Target
 
+Reader = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Called with a layer's number, its states (B, T, D), the tokens to read (B, T) bool and their places (B, T, 2)."""
 
-def load_mllm(settings: TrainSettings, device: str | None = None) -> MLLM:
-    """Load the MLLM of a run, on `device` instead of the settings' own if given.
+Receiver = Callable[[str, int, Tensor], None]
+"""Called with a target's name, a layer's number and the prediction (B, N, C) float32, on the device of its probe."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """The models of a run at work for one script: training, or an evaluation.
+
+    Nothing is said of devices: every layer, probe and expert may have its own, and what passes between them is moved.
+    """
+
+    settings: TrainSettings
+    """Of the run."""
+    mllm: MLLM
+    targets: Sequence[Target]
+    script: str
+    """What the models work for: `train`, or the name of an evaluation. The protocol may make a difference."""
+
+    @classmethod
+    def load(
+        cls,
+        settings: TrainSettings,
+        script: str,
+        *,
+        mllm: MLLM | None = None,
+        targets: Sequence[Target] | None = None,
+        only: Sequence[str] | None = None,
+        head: bool = False,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "Session":
+        """Load the models of a run, or take those that are given.
+
+        Args:
+            settings: of the run.
+            script: what they work for.
+            mllm: instead of the one that the settings name.
+            targets: instead of those that the settings name.
+            only: names of the targets that are needed; by default all.
+            head: load the experts' heads as well.
+            device: by default the accelerator, where there is one.
+            trust_remote_code: run model code that comes with the MLLM's checkpoint.
+
+        Raises:
+            InnerVisionError: one of them cannot be had.
+        """
+        if mllm is None:
+            mllm = MLLM.load(
+                settings.mllm,
+                revision=settings.revision,
+                dtype=_dtype(settings.dtype),
+                device=device,
+                quantization=settings.quantization,
+                random_weights=settings.random_weights,
+                seed=settings.seed,
+                trust_remote_code=trust_remote_code,
+                template=settings.template,
+            )
+        if targets is None:
+            precision = _dtype(settings.expert_dtype)
+            targets = load_targets(settings.targets, only=only, device=mllm.device, dtype=precision, head=head)
+            for target in targets:
+                PROTOCOLS[settings.protocol].adopt(target)
+        chosen = [target for target in targets if only is None or target.name in only]
+        return cls(settings, mllm, chosen, script)
+
+    def batches(
+        self, images: ImageSet, order: Sequence[Sequence[int]], *, truth: Truth | None = None, paired: bool = False
+    ) -> Batches:
+        """Give the batches that the models see.
+
+        Args:
+            images: all of them.
+            order: for every batch the indices of its images.
+            truth: gives what is known of an image.
+            paired: whether each image has a partner, see `innervision.data.partners`.
+        """
+        protocol = PROTOCOLS[self.settings.protocol]
+        prepare = protocol.inputs(self.mllm.builder, self.settings.prompt, self.script)
+        preparers = {target.name: protocol.pixels(target.preparer, self.script) for target in self.targets}
+        return Batches(images, order, prepare, preparers, truth, paired)
+
+    def prepare(self, image: Image) -> tuple[Inputs, dict[str, Any]]:
+        """Give the MLLM's inputs of one image, and each expert's pixels."""
+        batches = self.batches(ImageSet([], [], []), [])
+        return batches.prepare([image]), {name: prepare([image]) for name, prepare in batches.preparers.items()}
+
+    def read(self, inputs: Inputs, reader: Reader, layers: Sequence[int]) -> None:
+        """Let a batch pass through the MLLM, and show each layer's states, tokens and places as soon as they are there.
+
+        The reader runs without gradients and may turn them on.
+
+        Raises:
+            InnerVisionError: the model cannot be read so, or memory does not suffice.
+        """
+        protocol = PROTOCOLS[self.settings.protocol]
+
+        def show(layer: int, states: Tensor, mask: Tensor) -> None:
+            reader(layer, states, protocol.mask(mask), inputs.places(layer, states.shape[1]))
+
+        self.mllm.visit(inputs, show, layers, tokens=self.settings.tokens)
+
+    def predict(
+        self, inputs: Inputs, banks: Mapping[str, ProbeBank], receive: Receiver, *, gradients: bool = False
+    ) -> None:
+        """Let a batch pass through the MLLM and the probes, and hand over each prediction as soon as it is there.
+
+        Args:
+            inputs: of the batch.
+            banks: of the targets, by name; all for the same layers.
+            receive: takes the predictions.
+            gradients: whether predictions have a graph, of which one layer's is alive at a time.
+        """
+
+        def read(layer: int, states: Tensor, mask: Tensor, places: Tensor) -> None:
+            for name, bank in banks.items():
+                device = bank.device_of(layer)
+                with torch.set_grad_enabled(gradients):
+                    with self.autocast(device):
+                        prediction = bank(layer, *(tensor.to(device) for tensor in (states, mask, places)))
+                    receive(name, layer, prediction)
+
+        self.read(inputs, read, next(iter(banks.values())).layers)
+
+    def place(self, bank: ProbeBank) -> ProbeBank:
+        """Bring each probe to the device of its layer."""
+        return bank.place({layer: self.mllm.device_of(layer) for layer in bank.layers})
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Give the precision of the probes' matrix work on a device, as the settings or else the protocol say."""
+        dtype = self.probe_dtype(device)
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def probe_dtype(self, device: torch.device) -> torch.dtype:
+        """Give the type of the probes' matrix work on a device."""
+        chosen = PROTOCOLS[self.settings.protocol].probe_dtype(device, self.script)
+        return _dtype(self.settings.probe_dtype) or chosen
+
+    def setup(self) -> dict[str, Any]:
+        """Say on what the numbers were made: devices, precision, image processors, versions of packages."""
+        return {
+            "device": device_name(self.mllm.device),
+            "dtype": {
+                "mllm": _name(self.mllm.dtype),
+                "experts": self.settings.expert_dtype,
+                "probes": _name(self.probe_dtype(self.mllm.device)),
+            },
+            "processors": {
+                "mllm": self.mllm.processor_name,
+                **{target.name: target.processor_name for target in self.targets},
+            },
+            "versions": package_versions(),
+        }
+
+
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Turn what PyTorch raises when memory runs out into an error that says what to do.
 
     Raises:
-        InnerVisionError: it cannot be had.
+        InnerVisionError: memory ran out.
     """
-    return MLLM.load(
-        settings.mllm,
-        revision=settings.revision,
-        dtype=getattr(torch, settings.dtype) if settings.dtype else None,
-        device=device or settings.device,
-        quantization=settings.quantization,
-        random_weights={"none": False, "llm": True, "all": "all"}[settings.random_weights],  # type: ignore[arg-type]
-        seed=settings.seed,
-        trust_remote_code=settings.trust_remote_code,
-        template=settings.template,
-    )
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InnerVisionError(f"the accelerator is out of memory: {advice}") from error
 
 
-def load_experts(
-    settings: TrainSettings, mllm: MLLM, *, only: Sequence[str] | None = None, head: bool = False
-) -> list[Target]:
-    """Load the experts of a run beside its MLLM, of all its targets or `only` some, with or without their heads.
-
-    Raises:
-        InnerVisionError: one of them cannot be had.
-    """
-    specs = [spec for spec in settings.targets.split(",") if only is None or parse_target(spec)[0] in only]
-    targets = load_targets(specs, device=mllm.device, dtype=mllm.model.dtype, head=head)
-    for target in targets:
-        PROTOCOLS[settings.protocol].adopt(target)
-    return targets
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
 
 
-def batches_of(
-    images: ImageSet,
-    order: Sequence[Sequence[int]],
-    mllm: MLLM,
-    settings: TrainSettings,
-    targets: Sequence[Target],
-    truth: Truth | None = None,
-    script: str = "train",
-) -> Batches:
-    """Give the batches that the MLLM and the experts of a run see.
-
-    Args:
-        images: all of them.
-        order: for every batch the indices of its images.
-        mllm: makes its inputs.
-        settings: of the run.
-        targets: make their pixels.
-        truth: gives what is known of an image.
-        script: what they are for: `train`, or the name of an evaluation.
-    """
-    protocol = PROTOCOLS[settings.protocol]
-    prepare = protocol.inputs(mllm.builder, settings.prompt, script)
-    preparers = {target.name: protocol.pixels(target.preparer, script) for target in targets}
-    return Batches(images, order, prepare, preparers, truth)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

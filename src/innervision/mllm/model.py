@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from innervision.checkpoints.identity import hub_commit, identify, locate
+from innervision.checkpoints.identity import hub_commit, identify, locate, processor_name
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
 from innervision.config import VISION
 from innervision.errors import InnerVisionError, first_line, require
@@ -140,6 +140,17 @@ class MLLM:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    def device_of(self, layer: int) -> torch.device:
+        """Tell where a layer's states come from, which may differ where a model is spread over devices."""
+        module = self.vision_stage.tower if layer == VISION else self.decoder.layers[max(layer - 1, 0)]
+        return next((parameter.device for parameter in module.parameters()), self.device)
+
+    @property
+    def processor_name(self) -> str:
+        """The class and the backend of the image processor, such as `CLIPImageProcessor (torchvision)`."""
+        processor = self.builder.processor
+        return processor_name(getattr(processor, "image_processor", processor))
 
     @property
     def dtype(self) -> torch.dtype:

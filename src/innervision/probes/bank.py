@@ -61,11 +61,14 @@ class Goal(Protocol):
     """What a bank needs to know of a target."""
 
     name: str
-    kind: str
     expert: str
     revision: str | None
     num_tokens: int
     width: int
+
+    @property
+    def kind(self) -> str:
+        """depth, seg, gen, backbone …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +199,10 @@ class ProbeBank(nn.Module):
         for layer, device in devices.items():
             self.probes[str(layer)].to(device)
         return self
+
+    def device_of(self, layer: int) -> torch.device:
+        """Tell where a layer's probe is."""
+        return next(self.probes[str(layer)].parameters()).device
 
     def num_parameters(self) -> int:
         """Count the weights of all probes."""

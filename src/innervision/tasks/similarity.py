@@ -22,11 +22,10 @@ class Similarity(Evaluation):
     weighted = False
     settings: EvaluateSettings
 
-    def __init__(self, settings: EvaluateSettings, protocol: Protocol = "standard") -> None:
-        """Find the images; the scores bear the name of the protocol."""
+    def __init__(self, settings: EvaluateSettings) -> None:
+        """Find the images."""
         self.settings = settings
         self.images = find_images(settings.images)
-        self.protocol = protocol
 
     def choose(self, kinds: Mapping[str, str]) -> list[str]:
         """Take all targets. See `Evaluation.choose`."""

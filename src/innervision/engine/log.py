@@ -1,0 +1,70 @@
+"""What a training tells of each step: a log file, and Accelerate's trackers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from innervision.config import TrainSettings
+from innervision.errors import InnerVisionError
+from innervision.files import atomic_write
+
+
+class TrainingLog:
+    """Writes a line of JSON a step, and sends the losses to trackers, if the settings name any."""
+
+    def __init__(self, path: Path, settings: TrainSettings) -> None:
+        """Find the trackers; nothing is written yet.
+
+        Args:
+            path: of the log file.
+            settings: of the run.
+
+        Raises:
+            InnerVisionError: a tracker is not known or not installed.
+        """
+        self.path = path
+        self.settings = settings
+        self.tracker: Any = None
+        if settings.trackers:
+            from accelerate import Accelerator
+
+            try:
+                self.tracker = Accelerator(cpu=True, log_with=settings.trackers.split(","), project_dir=path.parent)
+            except (ValueError, ImportError) as error:
+                raise InnerVisionError(f"trackers={settings.trackers!r} cannot be used: {error}") from error
+
+    def open(self, step: int) -> "TrainingLog":
+        """Begin after a step: what the file says of later ones is about to be written again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            with atomic_write(self.path) as temporary:
+                temporary.write_text("".join(kept))
+        if self.tracker is not None:
+            plain = {
+                name: value for name, value in asdict(self.settings).items() if isinstance(value, str | int | float)
+            }
+            self.tracker.init_trackers("innervision", config=plain)
+        self.file = self.path.open("a")
+        return self
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file and the trackers, whatever has happened."""
+        self.file.close()
+        if self.tracker is not None:
+            self.tracker.end_training()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write the line of one step, with its number as `step` and its losses, if it has any, as `loss`."""
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        if self.tracker is not None and line["loss"] is not None:
+            by_target = line["loss"].items()
+            values = {f"{name}/{layer}": loss for name, losses in by_target for layer, loss in losses.items()}
+            self.tracker.log(values, step=line["step"])
