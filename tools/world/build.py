@@ -1,6 +1,6 @@
 """Makes the models that come with the package again, from nothing.
 
-    innervision world build --out FOLDER
+    python -m tools.world build --out FOLDER
 
 Parts are trained in the order of PARTS, each by the function `train` of its module. A part that is finished
 is left as it is; one that was interrupted is trained in a hidden folder, whose models move out when all of
@@ -25,7 +25,7 @@ from innervision.files import atomic_write
 
 
 class Part(NamedTuple):
-    """A module of this package that trains models.
+    """A module of this folder that trains models.
 
     It offers two functions:
 
@@ -41,7 +41,7 @@ class Part(NamedTuple):
     models: tuple[str, ...]
 
     def load(self) -> ModuleType:
-        return import_module(f"innervision.world.{self.module}")
+        return import_module(f"tools.world.{self.module}")
 
 
 PARTS: dict[str, Part] = {

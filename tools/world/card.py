@@ -1,6 +1,6 @@
 """The card of the world's models: how each was made and how good it is, beside what needs no model.
 
-    innervision world card
+    python -m tools.world card
 
 measures all of it again on held-out scenes, and writes card.md and card.json beside the models.
 """
@@ -52,7 +52,7 @@ def write_card(models: Path, *, progress: bool = True) -> Path:
     """
     parts = [part for part in PARTS.values() if all((models / model).is_dir() for model in part.models)]
     if not parts:
-        raise InnerVisionError(f"{models} holds no finished part of the world: run innervision world build first")
+        raise InnerVisionError(f"{models} holds no finished part of the world: run python -m tools.world build first")
     record = json.loads((models / "build.json").read_text()) if (models / "build.json").exists() else {}
     entries = []
     for part in parts:
@@ -76,8 +76,8 @@ def _markdown(entries: list[dict[str, Any]]) -> str:
     lines = [
         "# The models of the embedded world",
         "",
-        f"{total:.1f} MB in all, half precision. Made by `innervision world build`; the figures are from scenes that",
-        "no training saw, measured by `innervision world card`.",
+        f"{total:.1f} MB in all, half precision. Made by `python -m tools.world build`; the figures are from scenes",
+        "that no training saw, measured by `python -m tools.world card`.",
     ]
     for entry in entries:
         build = entry["build"]

@@ -41,7 +41,7 @@ def write_scenes(
 ) -> None:
     """Write `train` and `val` scenes of world `seed`, `size` pixels a side, with `workers` processes.
 
-    A call that was interrupted goes on where it stopped; a finished folder is left as it is.
+    An interrupted call resumes where it stopped; a finished folder is left as it is.
 
     Raises:
         InnerVisionError: the folder holds something else or scenes of other settings, or the disk is full.

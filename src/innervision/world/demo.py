@@ -38,7 +38,7 @@ DRAW: dict[str, Any] = {"steps": 5, "guidance": 1.0}
 def run_demo(out: Path) -> None:
     """Show the tool at work, from images to curves and a picture, in a few minutes on two CPU cores.
 
-    A call that was interrupted goes on where it stopped; what is finished is left as it is.
+    An interrupted call resumes where it stopped; what is finished is left as it is.
 
     Args:
         out: folder of the demo's scenes, runs and figures; made if it does not exist.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tools.world.__main__ import main
 from tools.world.build import Part, build
 from tools.world.card import Figure, Section, write_card
 from tools.world.training import load_scenes, optimize
@@ -82,6 +83,17 @@ def test_an_unknown_part_is_named(parts: dict[str, Lesson], tmp_path: Path) -> N
         build(tmp_path, ["three"])
 
 
+def test_a_clone_builds_and_measures_from_the_command_line(
+    parts: dict[str, Lesson], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "world")
+    assert main(["build", "--out", out, "--only", "two", "--effort", "0"]) == 0
+    assert main(["card", "--out", out]) == 0
+    assert "## world/big" in capsys.readouterr().out
+    assert main(["build", "--out", out, "--only", "three"]) == 1
+    assert capsys.readouterr().err == "tools.world: error: there is no part 'three'; the parts are one, two\n"
+
+
 def test_the_card_has_each_figure_beside_its_baselines(parts: dict[str, Lesson], tmp_path: Path) -> None:
     build(tmp_path, effort=0, progress=False)
     card = write_card(tmp_path, progress=False).read_text()
@@ -94,7 +106,7 @@ def test_the_card_has_each_figure_beside_its_baselines(parts: dict[str, Lesson],
     entries = json.loads((tmp_path / "card.json").read_text())
     assert entries[0]["figures"] == [{"what": "right, %", "value": 96.5, "baselines": {"mean map": 50.25}, "count": 40}]
     assert entries[0]["build"]["seed"] == 0
-    with pytest.raises(InnerVisionError, match="innervision world build"):
+    with pytest.raises(InnerVisionError, match=r"python -m tools\.world build"):
         write_card(tmp_path / "empty", progress=False)
 
 
@@ -129,9 +141,12 @@ def test_the_loop_finds_the_least_squares_solution_and_keeps_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("name", "lost"), [("depth", []), ("seg", []), ("gen", ["U-Net"])])
-def test_an_interrupted_training_goes_on_to_the_same_weights(name: str, lost: list[str], tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    name: str, lost: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if it had been stopped in its last stage."""
     part = building.PARTS[name]
+    monkeypatch.setattr(part.load(), "BATCH", 4, raising=False)
     scenes = load_scenes(tmp_path / "scenes", "train", 64, progress=False)
 
     def train() -> dict[str, dict[str, torch.Tensor]]:
