@@ -107,9 +107,7 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def artist(whole_folder: Path) -> GenTarget:
-    target = GenTarget.load(str(whole_folder), device="cpu", head=True)
-    target.draw = DrawSettings(steps=3, size=16)
-    return target
+    return GenTarget.load(str(whole_folder), device="cpu", head=True).drawing(DrawSettings(steps=3, size=16))
 
 
 def embeddings(images: int, seed: int = 0) -> torch.Tensor:
@@ -133,7 +131,7 @@ def draw(target: GenTarget, features: torch.Tensor, seeds: list[int]) -> torch.T
 def test_images_are_those_of_the_whole_pipeline(whole_folder: Path, artist: GenTarget, changes: dict) -> None:
     import diffusers
 
-    artist.draw = DrawSettings(**{"steps": 3, "size": 16, **changes})
+    artist = artist.drawing(DrawSettings(**{"steps": 3, "size": 16, **changes}))
     pipeline = diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(whole_folder)
     pipeline.scheduler = getattr(diffusers, artist.draw.scheduler).from_config(pipeline.scheduler.config)
     features, seeds = embeddings(3), [5, 6, 2**32 - 1]
@@ -156,7 +154,7 @@ def test_images_are_those_of_the_whole_pipeline(whole_folder: Path, artist: GenT
 
 @pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler"])
 def test_image_depends_on_its_embedding_and_seed_alone(artist: GenTarget, scheduler: str) -> None:
-    artist.draw = DrawSettings(steps=3, size=16, scheduler=scheduler, noise_level=200)
+    artist = artist.drawing(DrawSettings(steps=3, size=16, scheduler=scheduler, noise_level=200))
     features, seeds = embeddings(5), [10, 11, 12, 13, 14]
     together = draw(artist, features, seeds)
     order = [3, 0, 4, 2, 1]
@@ -166,18 +164,27 @@ def test_image_depends_on_its_embedding_and_seed_alone(artist: GenTarget, schedu
     torch.testing.assert_close(alone, together)
     changed = draw(artist, features, [0, *seeds[1:]]) - together
     assert (changed.abs().amax(dim=(1, 2, 3)) > 0.01).tolist() == [True, False, False, False, False]
-    artist.draw = DrawSettings(steps=3, size=16, scheduler=scheduler, noise_level=200, seed=1)
+    artist = artist.drawing(DrawSettings(steps=3, size=16, scheduler=scheduler, noise_level=200, seed=1))
     assert ((draw(artist, features, seeds) - together).abs().amax(dim=(1, 2, 3)) > 0.01).all()
 
 
+def test_other_settings_do_not_reach_who_shares_the_weights(artist: GenTarget) -> None:
+    other = artist.drawing(DrawSettings(steps=1, size=24))
+    assert (artist.draw.size, other.draw.size) == (16, 24)
+    assert draw(artist, embeddings(1), [0]).shape == (1, 3, 16, 16)
+    assert draw(other, embeddings(1), [0]).shape == (1, 3, 24, 24)
+    assert other.head is artist.head
+    assert GenTarget.draw == DrawSettings()
+
+
 def test_noise_on_the_embedding_is_seeded_too(artist: GenTarget) -> None:
-    artist.draw = DrawSettings(steps=2, size=16, noise_level=900)
+    artist = artist.drawing(DrawSettings(steps=2, size=16, noise_level=900))
     features = embeddings(1)
     torch.testing.assert_close(draw(artist, features, [1]), draw(artist, features, [1]), rtol=0, atol=0)
 
 
 def test_size_is_the_models_own_where_none_is_named(artist: GenTarget) -> None:
-    artist.draw = DrawSettings(steps=1, guidance=1.0)
+    artist = artist.drawing(DrawSettings(steps=1, guidance=1.0))
     assert draw(artist, embeddings(1), [0]).shape == (1, 3, 64, 64)
 
 
@@ -193,13 +200,13 @@ def test_only_what_drawing_needs_stays_in_memory(whole_folder: Path, artist: Gen
 
 
 def test_settings_that_do_not_fit_the_model_are_refused(artist: GenTarget) -> None:
-    artist.draw = DrawSettings(steps=1, size=20)
+    artist = artist.drawing(DrawSettings(steps=1, size=20))
     with pytest.raises(InnerVisionError, match="divisible by 8 but are 20"):
         draw(artist, embeddings(1), [0])
-    artist.draw = DrawSettings(steps=1, noise_level=1000)
+    artist = artist.drawing(DrawSettings(steps=1, noise_level=1000))
     with pytest.raises(InnerVisionError, match="between 0 and 999"):
         draw(artist, embeddings(1), [0])
-    artist.draw = DrawSettings(steps=1, scheduler="Magic")
+    artist = artist.drawing(DrawSettings(steps=1, scheduler="Magic"))
     with pytest.raises(InnerVisionError, match=r"no scheduler 'Magic'; use one of .*DDIMScheduler"):
         draw(artist, embeddings(1), [0])
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from innervision.checkpoints.identity import identify
 from innervision.errors import InnerVisionError
+from innervision.original.inception import PaperSquash, describe_as_paper
 from innervision.targets.depth import DepthTarget
 from innervision.tasks.image_features import InceptionTarget, Squash, load_image_features
 from tiny_experts import save_random_inception, save_tiny_backbone, save_tiny_depth
@@ -43,6 +44,38 @@ def test_inception_features_are_torch_fidelitys(weights: Path) -> None:
     assert features.shape == (1, 1, 2048)
     torch.testing.assert_close(features[:, 0], expected)
     assert (target.expert, target.revision) == identify(str(weights))
+
+
+def half_pixel(levels: np.ndarray, side: int) -> np.ndarray:
+    """Enlarge (h, w, C) bilinearly between pixel centres, clamped at the border, in float64."""
+    places = (np.arange(side) + 0.5) * levels.shape[0] / side - 0.5
+    low = np.floor(places).clip(0).astype(int)
+    high = np.minimum(low + 1, levels.shape[0] - 1)
+    part = (places - low).clip(0)[:, None, None]
+    rows = levels[low] * (1 - part) + levels[high] * part
+    part = part[:, 0][None]
+    return rows[:, low] * (1 - part) + rows[:, high] * part
+
+
+def test_paper_features_are_those_of_the_originals_pixels(weights: Path) -> None:
+    """Lanczos to 256 pixels of 8 bits, to 299 between pixel centres, -1 to 1; the network is torch-fidelity's own."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    image = noise(150, 90)
+    small = np.array(image.resize((256, 256), Image.Resampling.LANCZOS), dtype=np.float64)
+    expected_input = torch.from_numpy(2 * half_pixel(small / 255, 299) - 1).float().permute(2, 0, 1)[None]
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    network.Conv2d_1a_3x3.register_forward_pre_hook(lambda layer, given: (expected_input,))
+    [expected] = network(torch.zeros(1, 3, 299, 299, dtype=torch.uint8))
+
+    target = load_image_features(f"inception={weights}", device="cpu")
+    pixels = PaperSquash()([image])
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (1, 3, 256, 256))
+    features = describe_as_paper(target.module, pixels)
+    assert features.shape == (1, 2048)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    other = target.encode(pixels)[:, 0]  # torch-fidelity's own range and resizing
+    assert (other - expected).abs().max() > 0.02 * expected.std()  # and 50 times what is tolerated above
 
 
 def test_weights_of_the_published_names_and_shapes_load(shared: Path, tmp_path: Path) -> None:

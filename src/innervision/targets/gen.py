@@ -1,8 +1,9 @@
 """Generation: the image embedding that Stable unCLIP draws from, and the image that it draws."""
 
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,23 @@ class GenTarget(Target):
     default_expert = "stabilityai/stable-diffusion-2-1-unclip"
 
     draw = DrawSettings()
-    """How images are drawn; may be set at any time."""
+    """How images are drawn; see `drawing`."""
+
+    def drawing(self, draw: DrawSettings) -> Self:
+        """Give this target with other settings of drawing. It shares the weights; this one stays as it is."""
+        other = copy(self)
+        other.draw = draw
+        return other
+
+    def check(self) -> None:
+        """See that images can be drawn as `draw` says.
+
+        Raises:
+            InnerVisionError: the settings do not fit the model, or the target was loaded without its head.
+        """
+        self._require_head()
+        head: Any = self.head
+        head.check(self.draw)
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
@@ -40,7 +57,7 @@ class GenTarget(Target):
         processor = checkpoint.load_image_processor(CLIPImageProcessor, subfolder="feature_extractor")
         model, random_weights = checkpoint.load_model(CLIPVisionModelWithProjection, config, subfolder="image_encoder")
         height, width = (size, size) if size else native_size(processor)
-        head = partial(Head.read, checkpoint, model)
+        head = partial(UnclipHead.read, checkpoint, model)
         return Parts(model, random_weights, Preparer(processor, height, width), head)
 
     def shape(self) -> tuple[int, int]:
@@ -67,7 +84,7 @@ class GenTarget(Target):
         return head(features[:, 0], range(len(features)) if seeds is None else seeds, self.draw)
 
 
-class Head(nn.Module):
+class UnclipHead(nn.Module):
     """Stable unCLIP as far as it is needed to draw from an image embedding, with an empty prompt."""
 
     pipeline: Any
@@ -84,7 +101,7 @@ class Head(nn.Module):
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
-    def read(cls, checkpoint: Checkpoint, encoder: CLIPVisionModelWithProjection) -> "Head":
+    def read(cls, checkpoint: Checkpoint, encoder: CLIPVisionModelWithProjection) -> "UnclipHead":
         """Load the parts of the pipeline beside its image encoder.
 
         Raises:
@@ -138,8 +155,9 @@ class Head(nn.Module):
         pipeline = self.pipeline
         pipeline.scheduler = self._scheduler(settings.scheduler)
         prompt = self.prompt.expand(len(embeddings), -1, -1)
-        # On the CPU, so that every device draws the same noise; one for each image, so that none depends on others.
-        generators = [torch.Generator().manual_seed((seed + settings.seed) % 2**32) for seed in seeds]  # all it takes
+        # On the CPU, so that every device draws the same noise; one for each image, so that none depends on others. The
+        # CPU's generator uses 32 bits of its seed.
+        generators = [torch.Generator().manual_seed((seed + settings.seed) % 2**32) for seed in seeds]
         try:
             return pipeline(
                 image_embeds=embeddings,

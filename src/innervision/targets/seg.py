@@ -44,7 +44,7 @@ class SegTarget(Target):
         model, random_weights = checkpoint.load_model(OneFormerForUniversalSegmentation, config)
         side = size or cls.size
         preparer = Preparer(processor, side, side, resize_again=size is None)
-        head = partial(Head.read, checkpoint, config, model.model)
+        head = partial(SegHead.read, checkpoint, config, model.model)
         return Parts(model.model.pixel_level_module.encoder, random_weights, preparer, head)
 
     def shape(self) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class SegTarget(Target):
         return _resize(last.float(), (self.grid, self.grid)).flatten(2).mT  # (B, N, C)
 
 
-class Head(nn.Module):
+class SegHead(nn.Module):
     """OneFormer without its backbone, for the task "semantic"."""
 
     def __init__(self, model: Any, task_inputs: Tensor, labels: list[str]) -> None:
@@ -96,7 +96,7 @@ class Head(nn.Module):
         self.labels = labels
 
     @classmethod
-    def read(cls, checkpoint: Checkpoint, config: PreTrainedConfig, model: Any) -> "Head":
+    def read(cls, checkpoint: Checkpoint, config: PreTrainedConfig, model: Any) -> "SegHead":
         """Read what the weights of the model leave out: tokenizer and class names.
 
         Raises:

@@ -1,13 +1,9 @@
 """Generation: what does the expert draw from a prediction? Scored against the real images."""
 
-import hashlib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,30 +12,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from innervision.config import VISION, DrawSettings, GenSettings, Protocol
 from innervision.data import find_images
-from innervision.data.loader import Batch, Truth
+from innervision.data.loader import Batch
+from innervision.data.partners import random_order
 from innervision.data.sources import scored_split
 from innervision.errors import InnerVisionError, require
 from innervision.files import atomic_write
 from innervision.metrics.frechet import frechet_by_image, kernel_by_image
 from innervision.metrics.similarity import centred_cosine
-from innervision.probes import ProbeBank
+from innervision.original.inception import PaperSquash, describe_as_paper
 from innervision.targets.gen import GenTarget
-from innervision.targets.target import Target
+from innervision.targets.target import Maps, Target
 from innervision.tasks.evaluation import Comparison, Kept, Label, Scores
-from innervision.tasks.image_features import InceptionTarget, PooledTarget, Squash, load_image_features
+from innervision.tasks.image_features import InceptionTarget, PooledTarget, load_image_features
+from innervision.tasks.known_features import KnownFeatures
 from innervision.tasks.task import Task
 
 Pixels = Callable[[Sequence[Image]], Tensor]
-PAPER_SIDE = 256
-"""Pixels to which the original resizes all images first."""
 
 
 class Gen(Task):
@@ -51,12 +45,14 @@ class Gen(Task):
     see which image was drawn for which: the predictions for other images, `shuffled`, are the same set, so only the
     cosine has that floor.
 
-    `standard`: images go to the model's own size at once. `paper` (Inception alone): through 256 × 256 pixels of 8
-    bits, as the original's PNG files.
+    `standard`: images go to the model's own size at once. `paper` (Inception alone): as the original prepares them (see
+    `innervision.original.inception`).
+
+    A drawn image that is not finite has features of NaN, and so have the scores that it enters.
     """
 
     name = "gen"
-    target = "gen"
+    kind = "gen"
     sources = ("probe", "mean", "expert")
     settings_class = GenSettings
     settings: GenSettings
@@ -75,17 +71,17 @@ class Gen(Task):
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Load the vision model. See `Evaluation.prepare`."""
-        [target] = targets
-        if not isinstance(target, GenTarget):
-            raise InnerVisionError(f"the task gen needs a Stable unCLIP, not {type(target).__name__}")
-        head: Any = target.head
-        head.check(self.settings)
-        target.draw = self.settings
-        self.model = load_image_features(self.settings.features, target.device)
+        for target in targets:
+            if not isinstance(target, GenTarget):
+                raise InnerVisionError(f"the task gen needs a Stable unCLIP, not {type(target).__name__}")
+            target.drawing(self.settings).check()
+        self.model = load_image_features(self.settings.features, targets[0].device)
         self.views: dict[Protocol, Pixels] = {"standard": self.model.preparer}
         if isinstance(self.model, InceptionTarget):
-            self.views["paper"] = Squash(PAPER_SIDE)
-        self.known = self._read_known()
+            self.views["paper"] = PaperSquash()
+        model = [self.model.kind, self.model.expert, self.model.revision, repr(self.views)]
+        self.known = KnownFeatures(self.images, model)
+        self.views_of_truth = {} if self.known else self.views
         if len(self.images) < self.model.width and os.environ.get("RANK", "0") == "0":
             tqdm.write(
                 f"warning: {len(self.images)} images are fewer than the {self.model.width} features: Fréchet distances "
@@ -93,61 +89,79 @@ class Gen(Task):
                 file=sys.stderr,
             )
 
-    @property
-    def truth(self) -> Truth:  # type: ignore[override]
-        """Gives the real image as the vision model takes it, by protocol, unless its features are known."""
-        return partial(_prepare, {} if self.known else self.views)
+    def __getstate__(self) -> dict[str, Any]:
+        """Give the processes that read images what `truth` needs, and no weights."""
+        return {"views_of_truth": self.views_of_truth}
 
-    def compare(self, batch: Batch, targets: Sequence[Target], banks: Mapping[str, ProbeBank]) -> Comparison:
+    def truth(self, name: str, image: Image) -> dict[Protocol, Tensor]:
+        """Give the real image as the vision model takes it, by protocol, unless its features are known."""
+        return {view: prepare([image])[0] for view, prepare in self.views_of_truth.items()}
+
+    def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
         """Describe the real images as well. See `Evaluation.compare`."""
-        comparison = super().compare(batch, targets, banks)
         if self.known:
-            rows = [self.rows[name] for name in batch.names]
-            real = {view: torch.from_numpy(array[rows]) for view, array in self.known.items()}
+            real = {view: torch.from_numpy(array) for view, array in self.known.of(batch.names).items()}
         else:
-            real = {view: self._describe(torch.stack([pixels[view] for pixels in batch.truths])) for view in self.views}
-        comparison.part.arrays[self.target, "real", None] = real
+            truths = batch.truths[: len(batch.names)]  # without a partner that is not in the batch
+            real = {view: self._describe(view, torch.stack([pixels[view] for pixels in truths])) for view in self.views}
+        drawing = target.drawing(self.settings) if isinstance(target, GenTarget) else target
+        comparison = super().compare(batch, drawing, mean)
+        comparison.findings.arrays[target.name, "real", None] = real
         return comparison
 
-    def score(self, outputs: Tensor, truths: Sequence[Any]) -> list[Scores]:
+    def score(self, outputs: Maps, truths: Sequence[Any], target: Target) -> list[Scores]:
         """Give nothing yet: sets are compared when they are whole. See `Task.score`."""
         return []
 
-    def keep(self, outputs: Tensor, labels: Sequence[Label]) -> dict[str, Tensor]:
-        """Describe the drawn images (M, 3, H, W), 8 bits as real ones have, and save them. See `Task.keep`."""
-        images = [to_pil_image(image) for image in outputs.mul(255).round().byte().cpu()]
+    def keep(self, outputs: Maps, labels: Sequence[Label]) -> dict[str, Tensor]:
+        """Describe M drawn images (3, H, W), 8 bits as real ones have, and save them. See `Task.keep`."""
+        finite = torch.stack([image.isfinite().all() for image in outputs]).cpu()  # (M,)
+        images = [to_pil_image(image.nan_to_num().mul(255).round().byte().cpu()) for image in outputs]
         if self.settings.save_images:
-            for image, label in zip(images, labels, strict=True):
-                _save(image, Path(self.settings.save_images), label)
-        return {view: self._describe(prepare(images)) for view, prepare in self.views.items()}
+            for image, label, whole in zip(images, labels, finite, strict=True):
+                if whole:
+                    _save(image, Path(self.settings.save_images), label)
+        described = {view: self._describe(view, prepare(images)) for view, prepare in self.views.items()}
+        return {
+            view: features.where(finite[:, None].to(features.device), torch.nan) for view, features in described.items()
+        }
 
     def conclude(self, kept: Kept) -> Iterator[tuple[Sequence[Label], Scores]]:
         """Compare the sets. See `Evaluation.conclude`."""
-        real = kept.read((self.target, "real", None))
-        if not self.known and len(kept.images) == len(self.images):
-            self._write_known(kept.images, real)
-        frechet, kernel, cosine = self._metrics()
-        own = real["standard"]
-        mean = torch.from_numpy(own.mean(axis=0, keepdims=True))  # (1, d)
+        real = kept.read(next(key for key in kept.keys if key[1] == "real"))  # the same for all targets
+        self.known.keep(kept.images, real)
+        order = np.array(random_order(kept.images))
+        drawn_for_partner = np.empty_like(order)
+        drawn_for_partner[np.roll(order, -1)] = order  # by the place of an image that of the one whose partner it is
         for key in tqdm([key for key in kept.keys if key[1] != "real"], desc="distances", disable=None):
-            _, source, layer = key
-            labels = [Label(image, self.target, layer, source) for image in kept.images]
-            found = kept.read(key)
-            for view in self.views:
-                yield labels, _scores(frechet, frechet_by_image(found[view], real[view]), view)
-            drawn = found["standard"]
-            yield labels, _scores(kernel, 1000 * kernel_by_image(drawn, own))
-            pairs = {source: drawn} | ({"shuffled": np.roll(drawn, 1, axis=0)} if source == "probe" else {})
-            for name, features in pairs.items():
-                labels = [Label(image, self.target, layer, name) for image in kept.images]
-                closeness = centred_cosine(torch.from_numpy(features)[:, None], torch.from_numpy(own)[:, None], mean)
-                yield labels, Scores(cosine, closeness)
+            target, source, layer = key
+            drawn = kept.read(key)
+            yield from self._compare_sets([Label(image, target, layer, source) for image in kept.images], drawn, real)
+            if source == "probe" and len(order) > 1:
+                labels = [Label(image, target, layer, "shuffled") for image in kept.images]
+                yield labels, self._closeness(drawn["standard"][drawn_for_partner], real["standard"])
+
+    def _compare_sets(
+        self, labels: list[Label], drawn: dict[str, NDArray[Any]], real: dict[str, NDArray[Any]]
+    ) -> Iterator[tuple[Sequence[Label], Scores]]:
+        frechet, kernel, _ = self._metrics()
+        for view in self.views:
+            yield labels, Scores(frechet, torch.from_numpy(frechet_by_image(drawn[view], real[view])), protocol=view)
+        distance = torch.from_numpy(kernel_by_image(drawn["standard"], real["standard"]))
+        yield labels, Scores(kernel, 1000 * distance)
+        yield labels, self._closeness(drawn["standard"], real["standard"])
+
+    def _closeness(self, drawn: NDArray[Any], real: NDArray[Any]) -> Scores:
+        """Score each drawn image by its real one: arrays (images, d)."""
+        mean = torch.from_numpy(real.mean(axis=0, keepdims=True))  # (1, d)
+        values = centred_cosine(torch.from_numpy(drawn)[:, None], torch.from_numpy(real)[:, None], mean)
+        return Scores(self._metrics()[2], values)
 
     def facts(self) -> dict[str, Any]:
         """Name the vision model, its features and how images are resized for it. See `Evaluation.facts`."""
         return {
             "features": {
-                "model": f"{self.model.name} {self.model.expert}",
+                "model": f"{self.model.kind} {self.model.expert}",
                 "revision": self.model.revision,
                 "width": self.model.width,
                 "images": {view: str(prepare) for view, prepare in self.views.items()},
@@ -162,44 +176,14 @@ class Gen(Task):
         if not model.startswith("world/"):
             model = model.rpartition("/")[2]
             if not isinstance(self.model, PooledTarget):  # other features of what may be the same model
-                model = f"{self.model.name}={model}"
+                model = f"{self.model.kind}={model}"
         return f"frechet:{model}", f"kernel:{model}", f"image_cosine:{model}"
 
-    def _describe(self, pixels: Tensor) -> Tensor:
+    def _describe(self, view: Protocol, pixels: Tensor) -> Tensor:
         """Give the features (B, d) of prepared pixels (B, 3, h, w)."""
+        if view == "paper":
+            return describe_as_paper(self.model.module, pixels)
         return self.model.encode(pixels).mean(dim=1)
-
-    @cached_property
-    def rows(self) -> dict[str, int]:
-        """Of each image the place in the set."""
-        return {name: row for row, name in enumerate(self.images.names)}
-
-    def _cache(self) -> Path:
-        """Give the file in which the features of the real images are kept for other runs."""
-        files = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in self.images.paths]
-        model = [self.model.name, self.model.expert, self.model.revision]
-        content = [self.images.names, files, model, repr(self.views)]
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "innervision" / "features" / f"{digest}.safetensors"
-
-    def _read_known(self) -> dict[str, NDArray[np.float32]]:
-        with suppress(OSError, SafetensorError):
-            return load_file(self._cache())
-        return {}
-
-    def _write_known(self, images: Sequence[str], real: Mapping[str, NDArray[Any]]) -> None:
-        order = np.argsort([self.rows[image] for image in images])
-        with suppress(OSError, InnerVisionError), atomic_write(self._cache()) as temporary:  # it only saves time
-            save_file({view: array[order] for view, array in real.items()}, temporary)
-
-
-def _prepare(views: Mapping[Protocol, Pixels], name: str, image: Image) -> dict[Protocol, Tensor]:
-    return {view: prepare([image])[0] for view, prepare in views.items()}
-
-
-def _scores(metric: str, values: NDArray[np.float64], protocol: Protocol = "standard") -> Scores:
-    return Scores(metric, torch.from_numpy(values), protocol=protocol)
 
 
 def _save(image: Image, folder: Path, label: Label) -> None:

@@ -12,11 +12,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.errors import InnerVisionError, first_line
+from innervision.original.inception import INCEPTION_SIDE
 from innervision.targets import load_targets, parse_target
 from innervision.targets.backbone import BackboneTarget
 from innervision.targets.target import Parts, Target
-
-INCEPTION_SIDE = 299
 
 
 def load_image_features(spec: str, device: str | torch.device | None = None) -> Target:
