@@ -39,12 +39,15 @@ class KnownTarget:
     """Features of a batch's images, without an expert."""
 
     name: str = "known"
+    kind: str = "backbone"
+    protocol: str = "standard"
     expert: str = "stand-in"
     revision: str | None = None
     num_tokens: int = 1
     width: int = FEATURES
 
     preparer = staticmethod(to_pixels)
+    processor_name = "none"
 
     def encode(self, pixels: Tensor) -> Tensor:
         return features_of(pixels)
@@ -73,10 +76,10 @@ class StandInMLLM:
 
     name = "stand-in"
     revision = None
-    hidden_size = WIDTH
     device = torch.device("cpu")
     dtype = torch.float32
     builder = staticmethod(build_inputs)
+    processor_name = "none"
 
     def __init__(self, num_layers: int = 4, informed: int | None = 2, noise: float = 0.3) -> None:
         self.num_layers = num_layers
@@ -87,6 +90,9 @@ class StandInMLLM:
 
     def has_vision_layer(self) -> bool:
         return False
+
+    def device_of(self, layer: int) -> torch.device:
+        return self.device
 
     def width(self, layer: int) -> int:
         return WIDTH

@@ -53,7 +53,7 @@ def test_predictions_of_the_models_own_states_are_decoded(run: RunFolder) -> Non
 
     mllm = MLLM.load(settings.mllm, device="cpu")
     target = load_targets([settings.targets.split(",")[0]], device="cpu", head=True)[0]
-    bank = ProbeBank.load(run.probes("depth"), mllm, target)
+    bank = ProbeBank.load(run.probes("depth"))
     context = target.context([image])
     torch.testing.assert_close(decoded.expert[None], target.decode(context.features, context))
     torch.testing.assert_close(decoded.mean[None], target.decode(bank.mean[None], context))

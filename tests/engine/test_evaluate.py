@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings
+from innervision.data.content import content_hash
+from innervision.data.partners import random_order
 from innervision.engine.evaluate import evaluate_similarity
 from innervision.engine.fit import fit
 from innervision.errors import InnerVisionError
@@ -45,9 +47,10 @@ class Trained:
         )
         fit(settings, mllm=self.mllm, targets=self.targets, progress=False)
 
-    def evaluate(self, run: Path, **options: object) -> pd.DataFrame:
+    def evaluate(self, run: Path, overwrite: bool = False, **options: object) -> pd.DataFrame:
         settings = EvaluateSettings(**{"images": str(self.images), "batch_size": 4, "workers": 0, **options})
-        return pd.read_parquet(evaluate_similarity(run, settings, mllm=self.mllm, targets=self.targets, progress=False))
+        how = {"mllm": self.mllm, "targets": self.targets, "progress": False, "overwrite": overwrite}
+        return pd.read_parquet(evaluate_similarity(run, settings, **how))
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +78,58 @@ def test_every_image_layer_source_and_metric_has_one_row(trained: Trained, run: 
 def test_scores_are_those_of_each_image_by_hand(trained: Trained, run: Path) -> None:
     table = trained.evaluate(run).set_index(["image", "layer", "source", "metric"])["value"]
     [target], mllm = trained.targets, trained.mllm
-    bank = ProbeBank.load(run / "probes/gen.safetensors", mllm, target)
+    bank = ProbeBank.load(run / "probes/gen.safetensors")
+    names = [f"{number:04}.png" for number in range(9)]
+    order = [names[index] for index in random_order(names)]
+    before = order[order.index("0000.png") - 1]  # whose partner the image is
     predictions = {}
-    for name in ("0000.png", "0001.png", "0003.png"):
+    for name in ("0000.png", before):
         image = Image.open(trained.images / name).convert("RGB")
         inputs = mllm.prepare([image], "Describe the image in two lines.")
         with torch.no_grad():
             states = mllm.model(**inputs.tensors, output_hidden_states=True).hidden_states[2]
             predictions[name] = bank(2, states, inputs.mask)
     truth = target.encode([Image.open(trained.images / "0000.png").convert("RGB")])
-    for source, prediction in {"probe": predictions["0000.png"], "shuffled": predictions["0003.png"]}.items():
+    for source, prediction in {"probe": predictions["0000.png"], "shuffled": predictions[before]}.items():
         for metric, value in similarity(prediction, truth, bank.mean).items():
             assert table[("0000.png", 2, source, metric)] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
 
 
-def test_a_single_image_left_over_still_has_a_partner(trained: Trained, run: Path) -> None:
-    """Nine images in batches of four: the last one is scored with the batch before it."""
-    table = trained.evaluate(run)
-    shuffled = table[table["source"] == "shuffled"]
-    assert set(shuffled["image"]) == set(table["image"])
+@pytest.mark.parametrize("size", [1, 9])
+def test_the_shuffled_floor_does_not_depend_on_the_size_of_batches(trained: Trained, run: Path, size: int) -> None:
+    keys = ["image", "layer", "metric"]
+    tables = [trained.evaluate(run, batch_size=number, overwrite=True) for number in (4, size)]
+    first, second = (table[table["source"] == "shuffled"].set_index(keys)["value"].sort_index() for table in tables)
+    assert len(first) == 9 * 6 * 4
+    assert first.index.equals(second.index)
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=2e-5)  # float32, in other batches
+
+
+def test_the_hash_of_every_images_content_stands_beside_the_scores(trained: Trained, run: Path) -> None:
+    trained.evaluate(run)
+    hashes = json.loads((run / "scores/similarity.json").read_text())["images"]
+    assert hashes == {path.name: content_hash(path) for path in trained.images.iterdir()}
+
+
+def test_what_the_scores_were_made_on_stands_beside_them(trained: Trained, run: Path) -> None:
+    trained.evaluate(run)
+    facts = json.loads((run / "scores/similarity.json").read_text())
+    assert facts["plan"]["experts_dtype"] == "float32"
+    assert facts["setup"]["dtype"] == {"mllm": "float32", "experts": "float32", "probes": "float32"}
+    assert facts["setup"]["processors"].keys() == {"mllm", "gen"}
+    assert facts["setup"]["processors"]["mllm"] == "CLIPImageProcessor (torchvision)"
+    assert {"torch", "transformers", "pillow"} <= facts["setup"]["versions"].keys()
+    assert facts["setup"]["device"].startswith("cpu (")
+
+
+def test_images_exchanged_for_others_of_the_same_size_are_noticed(trained: Trained, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "bmp").mkdir()
+    for path in trained.images.iterdir():
+        Image.open(path).save(tmp_path / "bmp" / f"{path.stem}.bmp")  # all of one size in bytes
+    trained.evaluate(run, images=str(tmp_path / "bmp"))
+    (tmp_path / "bmp/0002.bmp").write_bytes((tmp_path / "bmp/0003.bmp").read_bytes())
+    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(files"):
+        trained.evaluate(run, images=str(tmp_path / "bmp"))
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_table(
@@ -113,10 +149,10 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_table(
         trained.evaluate(run)
     assert not (run / "scores/similarity.parquet").exists()
     pd.testing.assert_frame_equal(trained.evaluate(run), whole)
-    assert calls == [4, 5, 5]  # the first batch was not done again
+    assert calls == [5, 5, 5, 2]  # four, four and one image, each with the last one's partner; none was done again
     assert sorted(path.name for path in (run / "scores").iterdir()) == ["similarity.json", "similarity.parquet"]
     trained.evaluate(run)
-    assert len(calls) == 3  # a finished table is not made again
+    assert len(calls) == 4  # a finished table is not made again
 
 
 def test_scores_for_other_images_are_not_replaced_unasked(trained: Trained, run: Path, tmp_path: Path) -> None:
@@ -125,11 +161,7 @@ def test_scores_for_other_images_are_not_replaced_unasked(trained: Trained, run:
     with pytest.raises(InnerVisionError, match=r"holds scores made otherwise.*--overwrite"):
         trained.evaluate(run, images=str(other))
     pd.testing.assert_frame_equal(pd.read_parquet(run / "scores/similarity.parquet"), before)
-    settings = EvaluateSettings(images=str(other), workers=0)
-    path = evaluate_similarity(
-        run, settings, overwrite=True, mllm=trained.mllm, targets=trained.targets, progress=False
-    )
-    assert pd.read_parquet(path)["image"].nunique() == 4
+    assert trained.evaluate(run, images=str(other), overwrite=True)["image"].nunique() == 4
 
 
 def test_broken_images_are_left_out_and_recorded(trained: Trained, run: Path, tmp_path: Path) -> None:
@@ -156,6 +188,9 @@ def test_what_is_no_run_is_refused(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(InnerVisionError, match="cannot be read"):
         trained.evaluate(tmp_path)
     (tmp_path / "run.yaml").write_text("mllm: x\n")
+    with pytest.raises(InnerVisionError, match=r"has format 1, .*reads format 2"):
+        trained.evaluate(tmp_path)
+    (tmp_path / "run.yaml").write_text("format: 2\nsettings: {mllm: x}\nrecord: {}\n")
     with pytest.raises(InnerVisionError, match="does not hold the settings"):
         trained.evaluate(tmp_path)
 

@@ -77,8 +77,7 @@ def score(
 
 def by_hand(world: World, run: Path, name: str, path: Path, layer: int) -> torch.Tensor:
     """One image's prediction, by other code than the evaluation's."""
-    [target] = [target for target in world.targets if target.name == name]
-    bank = ProbeBank.load(run / f"probes/{name}.safetensors", world.mllm, target)
+    bank = ProbeBank.load(run / f"probes/{name}.safetensors")
     inputs = world.mllm.prepare([Image.open(path).convert("RGB")], "Describe the image in two lines.")
     with torch.no_grad():
         states = world.mllm.model(**inputs.tensors, output_hidden_states=True).hidden_states[layer]
@@ -197,7 +196,7 @@ def test_a_run_without_the_target_is_refused(world: World, run: Path) -> None:
 def test_scores_of_other_probes_are_not_taken_for_those_of_the_run(world: World, run: Path) -> None:
     before = world.evaluate(run, "depth")
     path = run / "probes/depth.safetensors"
-    bank = ProbeBank.load(path, world.mllm, world.targets[0])
+    bank = ProbeBank.load(path)
     with torch.no_grad():
         for weight in bank.parameters():
             weight.add_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from innervision.config import ProbeSettings, TrainSettings
-from innervision.engine.fit import Stopped, fit
+from innervision.engine.fit import fit
+from innervision.engine.interrupt import Stopped
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
 from innervision.targets.depth import DepthTarget
@@ -65,7 +66,7 @@ def settings(folder: Path, tmp_path: Path) -> TrainSettings:
         batch_size=5,
         micro_batch_size=2,
         workers=0,
-        save_every=1,
+        save_minutes=0,
     )
 
 
@@ -146,7 +147,7 @@ def test_the_first_step_is_adamw_on_the_mean_loss_over_the_batch(
     inputs = mllm.prepare(images, settings.prompt)
     with torch.no_grad():
         states = mllm.model(**inputs.tensors, output_hidden_states=True).hidden_states[3]
-    bank = ProbeBank(mllm, targets[0], [3], settings.probe, seed=settings.seed)
+    bank = ProbeBank.for_models(mllm, targets[0], [3], settings.probe, seed=settings.seed)
     optimizer = torch.optim.AdamW(bank.parameters(), lr=settings.lr, weight_decay=0, fused=False, foreach=False)
     truth = targets[0].encode(images)
     torch.nn.functional.smooth_l1_loss(bank(3, states, inputs.mask), truth).backward()
@@ -161,7 +162,14 @@ def test_the_learning_rate_rises_and_falls_along_a_cosine(settings: TrainSetting
     import math
 
     write_noise_images(tmp_path / "images", 10)
-    settings = replace(settings, images=str(tmp_path / "images"), targets="known", epochs=10, batch_size=1, warmup=0.1)
+    settings = replace(
+        settings,
+        images=str(tmp_path / "images"),
+        targets="known:backbone=stand-in",
+        epochs=10,
+        batch_size=1,
+        warmup=0.1,
+    )
     fit(settings, mllm=StandInMLLM(1), targets=[KnownTarget()], progress=False)
     log = [json.loads(line) for line in (Path(settings.out) / "train/log.jsonl").read_text().splitlines()]
     for line in log:
@@ -175,7 +183,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, sent: int
 ) -> None:
     fit(settings, mllm=mllm, targets=targets, progress=False)
-    broken = replace(settings, out=str(tmp_path / "stopped"), save_every=500)
+    broken = replace(settings, out=str(tmp_path / "stopped"), save_minutes=1000)
     stopping = [StopAt(targets[0], 5, sent), targets[1]]
     with pytest.raises(Stopped, match="stopped after step 2 of 6"):
         fit(broken, mllm=mllm, targets=stopping, progress=False)
@@ -192,7 +200,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 def test_a_killed_run_resumes_to_the_same_bits(
     settings: TrainSettings, mllm: MLLM, tmp_path: Path, folder: Path
 ) -> None:
-    settings = replace(settings, epochs=6, targets=f"gen={folder / 'gen'}", workers=1, save_every=3)
+    settings = replace(settings, epochs=6, targets=f"gen={folder / 'gen'}", workers=1, save_minutes=0)
     gen = [GenTarget.load(str(folder / "gen"), device="cpu")]
     fit(settings, mllm=mllm, targets=gen, progress=False)
     killed = replace(settings, out=str(tmp_path / "killed"))
@@ -207,7 +215,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
             "batch_size",
             "micro_batch_size",
             "workers",
-            "save_every",
+            "save_minutes",
         )
     ]
     words += ["--probe.heads=2", "--probe.dim_head=8"]
@@ -379,7 +387,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(
         if len(saved) == 3:
             raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")  # PyTorch's words
 
-    monkeypatch.setattr("innervision.engine.fit.torch.save", save)
+    monkeypatch.setattr("innervision.engine.learner.torch.save", save)
     with pytest.raises(InnerVisionError, match=r"cannot write .*state\.pt: .*unexpected pos.*is the disk full"):
         fit(settings, mllm=mllm, targets=targets, progress=False)
     folder = Path(settings.out) / "train"

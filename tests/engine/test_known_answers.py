@@ -19,7 +19,7 @@ def curve(tmp_path: Path, mllm: StandInMLLM, positions: bool = False) -> pd.Data
     val = write_noise_images(tmp_path / "val", 128, seed=1)
     settings = TrainSettings(
         mllm="stand-in",
-        targets="known",
+        targets="known:backbone=stand-in",
         images=str(train),
         out=str(tmp_path / "run"),
         probe=ProbeSettings(heads=4, dim_head=8, positions=positions),

@@ -117,7 +117,7 @@ class Batches(Dataset[Batch]):
             pixels={name: prepare([each.image for each in known]) for name, prepare in self.preparers.items()},
             bad=bad,
             truths=[each.truth for each in known],
-            following=following and following.name,
+            following=None if following is None else following.name,
             paired=self.paired,
             hashes={each.name: each.hash for each in read if each.hash is not None},
         )

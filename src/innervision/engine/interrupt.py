@@ -35,8 +35,8 @@ def stop_signals() -> Iterator[StopRequest]:
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            before[wanted] = signal.signal(wanted, ask)
     except ValueError:  # not in the main thread, where signals do not arrive
         pass
     try:

@@ -5,7 +5,7 @@ they stand and in which precision probes work are decided in this file and in th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,11 @@ class Session:
             for target in targets:
                 PROTOCOLS[settings.protocol].adopt(target)
         chosen = [target for target in targets if only is None or target.name in only]
+        if other := [target.name for target in chosen if target.protocol != settings.protocol]:
+            raise InnerVisionError(
+                f"the target {other[0]} does not see images by the run's protocol, {settings.protocol}: "
+                "let innervision.original.protocol.PROTOCOLS[protocol].adopt(target) see to it"
+            )
         return cls(settings, mllm, chosen, script)
 
     def batches(
@@ -155,8 +160,10 @@ class Session:
         """Bring each probe to the device of its layer."""
         return bank.place({layer: self.mllm.device_of(layer) for layer in bank.layers})
 
-    def autocast(self, device: torch.device) -> torch.autocast:
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Give the precision of the probes' matrix work on a device, as the settings or else the protocol say."""
+        if not torch.amp.is_autocast_available(device.type):
+            return nullcontext()
         dtype = self.probe_dtype(device)
         return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 

@@ -23,6 +23,7 @@ def follow_paper(target: Target) -> None:
     depth: colours reversed, position embeddings resized by the older rule. seg: resized twice with Pillow, and with
     the image's aspect where it is decoded. gen: the middle of the image, cropped as the pipeline does.
     """
+    target.protocol = "paper"
     preparer = target.preparer
     size = preparer.height, preparer.width
     settings = preparer.processor.to_dict()

@@ -185,7 +185,8 @@ class ProbeBank(nn.Module):
         """
         probe = self.probes[str(layer)]
         states = states.masked_fill(~mask[..., None], 0)  # not 0 × what stands there, which may be infinite
-        if not torch.is_autocast_enabled(states.device.type):
+        device = states.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             states = states.float()
         places = None
         if self.settings.positions:

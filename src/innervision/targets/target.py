@@ -129,6 +129,8 @@ class Target(nn.Module, ABC):
     """What specs call targets of this class."""
     name: str
     """What a run and its reports call the target; the kind, unless it was given another."""
+    protocol: str = "standard"
+    """By whose rules it sees images."""
     default_expert: ClassVar[str | None] = None
     """The expert that is loaded when none is named."""
     draws_at_random: ClassVar[bool] = False
