@@ -1,6 +1,5 @@
 """Depth Anything V2 in its authors' layout, compared with what the original class computed."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from innervision.checkpoints.layout import ForeignExpert
 from innervision.errors import InnerVisionError
-from innervision.original import depth_anything as original_depth
+from innervision.original.depth_anything import make_config
+from innervision.original.held_experts import read_held_expert
 from innervision.targets.depth import DepthTarget
 
 
@@ -22,6 +23,12 @@ def golden(shared: Path) -> dict[str, Tensor]:
 @pytest.fixture
 def weights(golden: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("param."): value for key, value in golden.items() if key.startswith("param.")}
+
+
+def read(path: Path) -> ForeignExpert:
+    expert = read_held_expert("depth", str(path))
+    assert expert is not None
+    return expert
 
 
 def published(width: int, depth: int, swiglu: bool = False) -> dict[str, Tensor]:
@@ -51,7 +58,7 @@ def published(width: int, depth: int, swiglu: bool = False) -> dict[str, Tensor]
     ],
 )
 def test_the_size_of_the_encoder_is_told_from_the_shapes(width: int, depth: int, heads: int, taps: list[int]) -> None:
-    config = original_depth.make_config(published(width, depth, swiglu=width == 1536))
+    config = make_config(published(width, depth, swiglu=width == 1536))
     backbone = config.backbone_config
     assert (backbone.hidden_size, backbone.num_hidden_layers, backbone.num_attention_heads) == (width, depth, heads)
     assert [int(name.removeprefix("stage")) for name in backbone.out_features] == taps
@@ -63,7 +70,7 @@ def test_features_of_all_tapped_blocks_and_depth_agree_with_the_original(
     golden: dict[str, Tensor], weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     torch.save(weights, tmp_path / "tiny.pth")
-    model, _ = original_depth.load(str(tmp_path / "tiny.pth"))
+    model = read(tmp_path / "tiny.pth").model
     positions = model.backbone.embeddings.position_embeddings
     grid = positions[:, 1:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, scale_factor=24.1 / 37, mode="bicubic")  # the original's rule
@@ -104,7 +111,7 @@ def test_missing_extra_and_misshapen_weights_are_named(weights: dict[str, Tensor
     def refused(changed: dict[str, Tensor]) -> str:
         torch.save(changed, path)
         with pytest.raises(InnerVisionError) as error:
-            original_depth.load(str(path))
+            read(path)
         return str(error.value)
 
     without = {key: value for key, value in weights.items() if key != "pretrained.blocks.2.norm1.bias"}
@@ -112,11 +119,3 @@ def test_missing_extra_and_misshapen_weights_are_named(weights: dict[str, Tensor
     assert "pretrained.pos_embed" in refused({"other": torch.zeros(1)})
     assert "head.other" in refused(weights | {"head.other": torch.zeros(1)})
     assert "layernorm.weight" in refused(weights | {"pretrained.norm.weight": torch.zeros(5)})
-
-
-def test_a_folder_of_hugging_face_is_not_taken_for_one(shared: Path, tmp_path: Path) -> None:
-    assert not original_depth.is_original(str(shared / "golden/oneformer/tiny"))
-    assert not original_depth.is_original(str(tmp_path))
-    assert not original_depth.is_original("depth-anything/Depth-Anything-V2-Large-hf")
-    shutil.copy(shared / "golden/probe_ckpt/tiny_dav2.pth", tmp_path / "a.pth")
-    assert original_depth.is_original(str(tmp_path / "a.pth"))

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from innervision import cli
-from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
-from innervision.original.import_probes import EXPERTS, Features, Model, import_probes, sort_keys
-from innervision.probes import ProbeBank, read_metadata
+from innervision.original.held_experts import HELD
+from innervision.original.import_probes import read_probes, sort_keys
+from innervision.probes import ProbeBank
 from innervision.targets import load_targets
 
 PROMPT = "Describe the image in two lines."
@@ -37,14 +37,8 @@ def copy(checkpoints: Path, tmp_path: Path) -> Path:
     return Path(folder)
 
 
-def imported(mode: str, checkpoints: Path, shared: Path, out: Path) -> ProbeBank:
-    folder = checkpoints / f"probe_{mode}_tiny-llava-llama3"
-    expert = str(shared / "golden/oneformer/tiny") if mode == "seg" else None
-    run = import_probes(str(folder), out, expert=expert)
-    facts = read_metadata(run.probes(mode))
-    model = Model(facts["mllm"], facts["mllm_revision"], 3, 32)
-    target = Features(mode, facts["expert"], facts["expert_revision"], facts["num_tokens"], facts["width"])
-    return ProbeBank.load(run.probes(mode), model, target)
+def imported(mode: str, checkpoints: Path) -> ProbeBank:
+    return read_probes(str(checkpoints / f"probe_{mode}_tiny-llava-llama3")).bank
 
 
 def as_tokens(golden: Tensor) -> Tensor:
@@ -53,11 +47,9 @@ def as_tokens(golden: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", ["depth", "seg"])
-def test_predictions_losses_and_gradients_agree_with_the_original(
-    mode: str, checkpoints: Path, shared: Path, tmp_path: Path
-) -> None:
+def test_predictions_losses_and_gradients_agree_with_the_original(mode: str, checkpoints: Path) -> None:
     golden = load_file(checkpoints / f"{mode}_forward.safetensors")
-    bank = imported(mode, checkpoints, shared, tmp_path / "run")
+    bank = imported(mode, checkpoints)
     assert bank.layers == [1, 2, 3]
     unmasked = torch.ones_like(golden["attention_mask"], dtype=torch.bool)  # row 1 has padding, which is read
     total = torch.zeros(())
@@ -77,9 +69,9 @@ def test_predictions_losses_and_gradients_agree_with_the_original(
 
 
 @pytest.mark.parametrize("mode", ["depth", "seg"])
-def test_an_image_is_predicted_as_by_the_original(mode: str, checkpoints: Path, shared: Path, tmp_path: Path) -> None:
+def test_an_image_is_predicted_as_by_the_original(mode: str, checkpoints: Path) -> None:
     golden = load_file(checkpoints / f"{mode}_eval_image0_fp32.safetensors")
-    bank = imported(mode, checkpoints, shared, tmp_path / "run").half().float()
+    bank = imported(mode, checkpoints).half().float()
     folder = str(checkpoints / f"probe_{mode}_tiny-llava-llama3")
     mllm = MLLM.load(folder, dtype=torch.float16, device="cpu")
     mllm.model.float()
@@ -92,20 +84,23 @@ def test_an_image_is_predicted_as_by_the_original(mode: str, checkpoints: Path, 
         torch.testing.assert_close(found[layer], expected, atol=1e-4, rtol=0)
 
 
-def test_a_run_says_where_it_comes_from_and_how_to_go_on(checkpoints: Path, tmp_path: Path) -> None:
-    run = import_probes(str(checkpoints / "probe_depth_tiny-llava-llama3"), tmp_path / "run")
-    settings, record = run.settings(), run.record()
-    assert settings.protocol == "paper"
-    assert settings.layers == "decoder"
+def test_settings_and_record_say_where_probes_come_from(checkpoints: Path) -> None:
+    found = read_probes(str(checkpoints / "probe_depth_tiny-llava-llama3"))
+    settings, record = found.settings, found.record
+    assert (settings.protocol, settings.layers) == ("paper", "decoder")
     assert settings.targets == f"depth={(checkpoints / 'tiny_dav2.pth').resolve()}"
     assert (settings.probe.heads, settings.probe.dim_head) == (2, 4)
     assert record["imported"]["checkpoint"] == "probe_depth_tiny-llava-llama3"
     assert record["mllm"]["num_layers"] == 3
-    facts = read_metadata(run.probes("depth"))
-    assert facts["protocol"] == "paper"
-    [target] = load_targets([settings.targets], device="cpu")
-    bank = ProbeBank.load(run.probes("depth"), MLLM.load(settings.mllm, device="cpu"), target)
-    assert bank.mean.isnan().all()
+    assert found.bank.mean.isnan().all()
+
+
+@pytest.mark.parametrize("mode", ["depth", "seg"])
+def test_probes_belong_to_the_models_that_the_settings_name(mode: str, checkpoints: Path, tmp_path: Path) -> None:
+    found = read_probes(str(checkpoints / f"probe_{mode}_tiny-llava-llama3"))
+    found.bank.save(tmp_path / "bank.safetensors")
+    [target] = load_targets([found.settings.targets], device="cpu")
+    ProbeBank.load(tmp_path / "bank.safetensors").check(MLLM.load(found.settings.mllm, device="cpu"), target)
 
 
 def test_the_mean_feature_is_that_of_the_images_given(checkpoints: Path, tmp_path: Path) -> None:
@@ -113,12 +108,11 @@ def test_the_mean_feature_is_that_of_the_images_given(checkpoints: Path, tmp_pat
     pictures = [Image.open(checkpoints / f"image{number}.png").convert("RGB") for number in (0, 1)]
     for number, picture in enumerate(pictures):
         picture.save(tmp_path / f"images/{number}.png")
-    run = import_probes(
-        str(checkpoints / "probe_depth_tiny-llava-llama3"), tmp_path / "run", images=str(tmp_path / "images")
+    found = read_probes(
+        str(checkpoints / "probe_depth_tiny-llava-llama3"), images=str(tmp_path / "images"), device="cpu"
     )
-    mean = load_file(run.probes("depth"))["mean"]
-    [target] = load_targets([run.settings().targets], device="cpu")
-    torch.testing.assert_close(mean, target.encode(pictures).mean(dim=0), atol=1e-6, rtol=0)
+    [target] = load_targets([found.settings.targets], device="cpu")
+    torch.testing.assert_close(found.bank.mean, target.encode(pictures).mean(dim=0), atol=1e-6, rtol=0)
 
 
 def test_the_command_line_imports(
@@ -130,13 +124,13 @@ def test_the_command_line_imports(
     assert "no mean feature" in printed
     assert "next: innervision evaluate" in printed
     assert cli.main(["import", str(checkpoints / "probe_depth_tiny-llava-llama3"), "--out", out]) == 1
-    assert "holds a run already" in capsys.readouterr().err
+    assert "holds something already" in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_its_expert_beside_it_uses_the_one_it_holds(copy: Path, tmp_path: Path) -> None:
-    run = import_probes(str(copy), tmp_path / "run")
-    assert run.settings().targets == f"depth={copy.resolve()}"
-    [target] = load_targets([run.settings().targets], device="cpu")
+def test_a_checkpoint_without_its_expert_beside_it_uses_the_one_it_holds(copy: Path) -> None:
+    settings = read_probes(str(copy)).settings
+    assert settings.targets == f"depth={copy.resolve()}"
+    [target] = load_targets([settings.targets], device="cpu")
     assert (target.num_tokens, target.width) == (576, 32)
 
 
@@ -156,29 +150,39 @@ def change(folder: Path, **changes: object) -> None:
         ({"image_depth": SETTINGS | {"num_tokens": 64}}, r"latents is \(1, 576, 32\), not \(1, 64, 32\)"),
     ],
 )
-def test_what_does_not_fit_is_named(changes: dict[str, object], message: str, copy: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_named(changes: dict[str, object], message: str, copy: Path) -> None:
     change(copy, **changes)
     with pytest.raises(InnerVisionError, match=message):
-        import_probes(str(copy), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        read_probes(str(copy))
 
 
-def test_missing_and_unknown_tensors_are_named(copy: Path, tmp_path: Path) -> None:
+def test_missing_and_unknown_tensors_are_named(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     gone = "image_depth_heads.1.projector.proj_in.bias"
     save_file({key: value for key, value in weights.items() if key != gone}, copy / "model.safetensors")
     with pytest.raises(InnerVisionError, match=f"lacks 1 tensors: {gone}"):
-        import_probes(str(copy), tmp_path / "run")
+        read_probes(str(copy))
     save_file(weights | {"other.weight": torch.zeros(1)}, copy / "model.safetensors")
     with pytest.raises(InnerVisionError, match=r"1 unknown tensors: other\.weight"):
-        import_probes(str(copy), tmp_path / "run")
+        read_probes(str(copy))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_probes_that_are_not_finite_are_refused_by_name(value: float, copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["image_depth_heads.1.projector.proj_in.bias"][3] = value
+    save_file(weights, copy / "model.safetensors")
+    with pytest.raises(
+        InnerVisionError, match=r"1 tensors that are not finite: image_depth_heads\.1\.projector\.proj_in"
+    ):
+        read_probes(str(copy))
 
 
 def test_a_base_model_and_a_folder_of_something_else_are_refused(checkpoints: Path, tmp_path: Path) -> None:
     with pytest.raises(InnerVisionError, match=r"probe_mode in its config\.json is None"):
-        import_probes(str(checkpoints / "base-tiny-llava-llama3"), tmp_path / "run")
+        read_probes(str(checkpoints / "base-tiny-llava-llama3"))
     with pytest.raises(InnerVisionError, match="is no probe checkpoint"):
-        import_probes(str(tmp_path), tmp_path / "run")
+        read_probes(str(tmp_path))
 
 
 def published(shared: Path, mode: str) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
@@ -192,7 +196,7 @@ def published(shared: Path, mode: str) -> tuple[dict[str, list[int]], dict[str, 
     return probes, sizes["non_head_keys"]
 
 
-@pytest.mark.parametrize("mode", list(EXPERTS))
+@pytest.mark.parametrize("mode", list(HELD))
 def test_every_tensor_of_a_published_checkpoint_is_used_or_known(mode: str, shared: Path) -> None:
     probes, others = published(shared, mode)
     used, unused, unknown = sort_keys([*probes, *others], mode)
@@ -203,7 +207,7 @@ def test_every_tensor_of_a_published_checkpoint_is_used_or_known(mode: str, shar
 
 def test_every_tensor_of_the_tower_and_of_the_tasks_is_known(shared: Path) -> None:
     tower = json.loads((shared / "golden/misc/convnext_xxlarge.json").read_text())["trunk_keys"]
-    tasks = [f"model.special_{target}_tokens" for target in EXPERTS]
+    tasks = [f"model.special_{target}_tokens" for target in HELD]
     assert sort_keys([*tower, *tasks], "depth")[1:] == ([*tower, *tasks], [])
 
 
@@ -234,8 +238,9 @@ def test_a_published_checkpoint_is_imported_at_full_size_without_reading_the_res
         "image_gen": {"depth": 1, "dim_head": 32, "num_heads": 4, "num_tokens": 1, "output_dim": 1024, "ff_mult": 1},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    run = import_probes(str(folder), tmp_path / f"run.{kind}")
-    written = load_file(run.probes(mode))
-    assert sum(value.numel() for value in written.values()) == layers * 7_875_584 + 1024  # and the mean
-    assert all(bool((value == 0.5).all()) for key, value in written.items() if key != "mean")
-    assert RunFolder(run.path).record()["parameters"] == {mode: layers * 7_875_584}
+    found = read_probes(str(folder))
+    probes_read = found.bank.probes.state_dict()
+    assert sum(value.numel() for value in probes_read.values()) == layers * 7_875_584
+    assert all(bool((value == 0.5).all()) for value in probes_read.values())
+    assert found.record["parameters"] == {mode: layers * 7_875_584}
+    assert found.settings.targets == "gen=sd2-community/stable-diffusion-2-1-unclip"  # the one named is gone

@@ -17,6 +17,9 @@ from transformers.utils import logging as transformers_logging
 from innervision.checkpoints.identity import hub_commit, locate
 from innervision.errors import InnerVisionError, first_line
 
+MIRRORS = {"stabilityai/stable-diffusion-2-1-unclip": "sd2-community/stable-diffusion-2-1-unclip"}
+"""Models that are gone from the Hub, and where there are copies."""
+
 
 @dataclass
 class Checkpoint:
@@ -127,14 +130,24 @@ class Checkpoint:
     @contextmanager
     def _loading(self) -> Iterator[None]:
         """Give errors the expert's name, and silence the report on random weights: ours is stricter."""
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
         try:
-            yield
+            with silent_transformers():
+                yield
         except Exception as error:  # a foreign file can make its reader raise anything
             reason = f"cannot load the expert {self.expert}: {first_line(error)}"
-            if isinstance(error, OSError) and not Path(self.expert).exists():
+            if self.expert in MIRRORS:
+                reason += f"\nIt is gone from the Hub. Name a copy, such as {MIRRORS[self.expert]}."
+            elif isinstance(error, OSError) and not Path(self.expert).exists():
                 reason += "\nName a folder, or a Hugging Face model that can be reached or was downloaded before."
             raise InnerVisionError(reason) from error
-        finally:
-            transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Keep Transformers from reporting what it loads, in the block."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

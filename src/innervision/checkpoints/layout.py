@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -40,6 +41,18 @@ class ForeignMLLM(ABC):
         """Make a model take the ids that the processor gives; with `random`, learnt tokens are drawn anew."""
 
 
+@dataclass(frozen=True)
+class ForeignExpert:
+    """An expert that is not in Hugging Face's layout."""
+
+    model: Any
+    """In float32 on the CPU. depth: a DepthAnythingForDepthEstimation, seg: a OneFormerModel, gen: a
+    CLIPVisionModelWithProjection."""
+    processor: BaseImageProcessor
+    named: str | None = None
+    """The expert that it came from, whose files hold what decoding needs beside this model, if the source names it."""
+
+
 class Layout(ABC):
     """A layout of checkpoints."""
 
@@ -60,12 +73,13 @@ class Layout(ABC):
         """
 
     @abstractmethod
-    def read_expert(self, kind: str, source: str) -> tuple[PreTrainedModel, BaseImageProcessor] | None:
-        """Load an expert in float32 on the CPU, with its image processor; None where `source` holds none.
+    def read_expert(self, kind: str, source: str, revision: str | None) -> ForeignExpert | None:
+        """Load an expert; None where `source` holds none in this layout.
 
         Args:
             kind: depth, seg or gen.
-            source: a file or a folder.
+            source: a file, a folder or a Hub id.
+            revision: branch, tag or commit on the Hub.
 
         Raises:
             InnerVisionError: the expert is broken or incomplete.
@@ -81,8 +95,8 @@ def read_foreign_mllm(
     return next((mllm for mllm in found if mllm is not None), None)
 
 
-def read_foreign_expert(kind: str, source: str) -> tuple[Any, BaseImageProcessor] | None:
+def read_foreign_expert(kind: str, source: str, revision: str | None = None) -> ForeignExpert | None:
     """Let the installed layouts load an expert; None where it is in none of them. See `Layout.read_expert`."""
     layouts = (find("layouts", layout)() for layout in offered("layouts"))
-    found = (layout.read_expert(kind, source) for layout in layouts)
+    found = (layout.read_expert(kind, source, revision) for layout in layouts)
     return next((expert for expert in found if expert is not None), None)

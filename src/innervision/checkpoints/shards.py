@@ -13,12 +13,13 @@ from huggingface_hub.errors import (
     HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, first_line
 
 
 class Shards:
@@ -71,7 +72,7 @@ class Shards:
         for file, names in by_file.items():
             held = self._open(file)
             if lacking := [name for name in names if name not in held]:
-                raise InnerVisionError(f"{self.name}: {file} does not hold {_few(lacking)}, which the index puts there")
+                raise InnerVisionError(f"{self.name}: {file} does not hold {few(lacking)}, which the index puts there")
             yield from ((name, held[name]) for name in names)
 
     def _open(self, file: str) -> dict[str, Any]:
@@ -88,8 +89,7 @@ class Shards:
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
             return {key: _Whole(value) for key, value in tensors.items() if isinstance(value, Tensor)}
         except Exception as error:  # a broken or foreign file can make its reader raise anything
-            reason = " ".join(str(error).split())[:200]
-            raise InnerVisionError(f"{path} cannot be read as a file of weights: {reason}") from error
+            raise InnerVisionError(f"{path} cannot be read as a file of weights: {first_line(error)}") from error
 
     def _read_index(self, path: str) -> dict[str, str]:
         try:
@@ -109,7 +109,13 @@ def find_file(name: str, file: str, revision: str | None = None) -> str | None:
         return str(path) if path.is_file() else None
     try:
         return hf_hub_download(name, file, revision=revision)
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError, OfflineModeIsEnabled):
+    except (
+        EntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+    ):
         return None
 
 
@@ -126,5 +132,7 @@ class _Whole:
         return self.tensor[index].clone()
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def few(names: Iterable[str]) -> str:
+    """Name the first three of many, and say how many more there are."""
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

@@ -5,24 +5,24 @@ in the published encoders: https://github.com/DepthAnything/Depth-Anything-V2
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+from transformers import (
+    BaseImageProcessor,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTImageProcessor,
+)
 
-from innervision.checkpoints.shards import Shards
-from innervision.errors import InnerVisionError
+__all__ = ["DepthAnythingForDepthEstimation", "convert", "make_config", "make_processor"]
 
 TAPPED_BLOCKS = {24: [5, 12, 18, 24]}
 """The blocks whose output the depth head reads, counted from 1, by the number of blocks; else every quarter."""
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}
 """Attention heads by the encoder's width, which the shapes do not tell; else two, as in the tiny models of tests."""
-
-INSIDE = "dav2_backbone."
-"""Where a probe checkpoint holds the whole expert."""
 
 KEYS = (
     (r"^pretrained\.cls_token$", "backbone.embeddings.cls_token"),
@@ -47,51 +47,6 @@ FUSION = (
     (r"out_conv\.", "projection."),
     (r"resConfUnit(\d)\.conv(\d)\.", r"residual_layer\1.convolution\2."),
 )
-
-
-def is_original(expert: str) -> bool:
-    """Tell whether an expert is a file of weights, or a folder of a probe checkpoint that holds the expert."""
-    if Path(expert).is_file():
-        return True
-    return Path(expert).is_dir() and any(key.startswith(INSIDE) for key in _names(expert))
-
-
-def load(expert: str) -> tuple[DepthAnythingForDepthEstimation, DPTImageProcessor]:
-    """Load Depth Anything V2 in float32 on the CPU, and the processor that goes with it.
-
-    Raises:
-        InnerVisionError: the file cannot be read, or is not Depth Anything V2; it names missing, extra or misshapen
-            tensors.
-    """
-    shards = Shards(expert)
-    inside = [key for key in shards.files if key.startswith(INSIDE)]
-    weights = {key.removeprefix(INSIDE): value.float() for key, value in shards.read(inside or shards.files).items()}
-    try:
-        config = make_config(weights)
-        loaded: Any = DepthAnythingForDepthEstimation.from_pretrained(
-            None,
-            config=config,
-            state_dict=convert(weights),
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except KeyError as error:
-        raise InnerVisionError(f"{expert} is not Depth Anything V2: it lacks {error}") from error
-    model, report = loaded
-    faults = {
-        "has of another shape": {key for key, *_ in report["mismatched_keys"]},
-        "lacks": {key for key in report["missing_keys"] if not key.endswith("mask_token")},
-        "has the unknown": report["unexpected_keys"],
-    }
-    for fault, keys in faults.items():
-        if keys:
-            raise InnerVisionError(f"{expert} is not Depth Anything V2: it {fault} {', '.join(sorted(keys)[:3])}")
-    processor = DPTImageProcessor(
-        size={"height": 518, "width": 518}, keep_aspect_ratio=True, ensure_multiple_of=14, resample=3
-    )
-    processor.image_mean, processor.image_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    return model, processor
 
 
 def convert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,15 +95,17 @@ def make_config(weights: dict[str, Tensor]) -> DepthAnythingConfig:
     )
 
 
+def make_processor(config: DepthAnythingConfig) -> BaseImageProcessor:
+    """Make the published image processor."""
+    processor = DPTImageProcessor(
+        size={"height": 518, "width": 518}, keep_aspect_ratio=True, ensure_multiple_of=14, resample=3
+    )
+    processor.image_mean, processor.image_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return processor
+
+
 def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, name in rules:
         if re.match(pattern, key):
             return re.sub(pattern, name, key)
     return key
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return list(Shards(folder).files)
-    except InnerVisionError:
-        return []

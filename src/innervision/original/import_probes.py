@@ -1,7 +1,4 @@
-"""Makes a run of a probe checkpoint of the original code.
-
-innervision import shi-labs/probe_depth_llava-1.5-pt-ift --out runs/depth
-"""
+"""Reads the probes of a probe checkpoint of the original code, and how they were made."""
 
 import re
 from collections.abc import Iterable
@@ -10,56 +7,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from innervision.checkpoints.identity import hub_commit, identify
-from innervision.checkpoints.shards import Shards
+from innervision.checkpoints.shards import Shards, few
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import find_images
 from innervision.data.loader import Batches, load_batches
-from innervision.engine.run import RunFolder
-from innervision.errors import InnerVisionError, require
+from innervision.errors import InnerVisionError, first_line, require
+from innervision.original.held_experts import HELD, find_beside, holds
 from innervision.original.layout import UNUSED_KEYS
-from innervision.probes import ProbeBank
-from innervision.targets import load_targets
+from innervision.probes.bank import BankInfo, ProbeBank
+from innervision.targets import load_targets, parse_target
 from innervision.targets.target import Target
-
-EXPERTS = {"depth": "depth_estimator", "seg": "image_segmentor", "gen": "image_generator"}
-"""By mode, the key of the configuration that names the expert."""
 
 MLLM_KEYS = re.compile(r"model\.(embed_tokens|norm|layers|vision_tower|mm_projector)\.|lm_head\.")
 """Tensors of the MLLM, which a probe checkpoint holds as a whole."""
 
-
-@dataclass
-class Model:
-    """What a bank needs to know of the MLLM."""
-
-    name: str
-    revision: str | None
-    num_layers: int
-    hidden_size: int
-
-    def width(self, layer: int) -> int:
-        """Give the width of a decoder layer's states."""
-        return self.hidden_size
+BATCH = 16
+"""Images that an expert encodes at once for the mean feature."""
 
 
-@dataclass
-class Features:
-    """What a bank needs to know of the target."""
+@dataclass(frozen=True)
+class ImportedProbes:
+    """What a run is made of."""
 
-    name: str
-    expert: str
-    revision: str | None
-    num_tokens: int
-    width: int
+    settings: TrainSettings
+    """With which training would have made such probes; `out` is empty."""
+    record: dict[str, Any]
+    """What they come from, in values of JSON."""
+    bank: ProbeBank
 
 
-def import_probes(
+def read_probes(
     checkpoint: str,
-    out: str | Path,
     *,
     expert: str | None = None,
     images: str | None = None,
@@ -67,44 +50,43 @@ def import_probes(
     template: str | None = None,
     device: str | None = None,
     progress: bool = True,
-) -> RunFolder:
-    """Write a run that holds the probes of a checkpoint. Of its files only the probes are read.
+) -> ImportedProbes:
+    """Read the probes of a checkpoint. Of its files only those that hold probes are read.
 
     Args:
         checkpoint: a folder or a Hub id, in the layout that the original code saves.
-        out: the run's folder.
-        expert: the expert that the probes predict; by default the one that the checkpoint names or holds.
+        expert: the expert that the probes predict; by default the one that the checkpoint holds, or else names.
         images: over which to average the expert's features, for the floor `mean` and the scores that are centred
-            on it. The checkpoint does not hold this mean: without images the run has neither.
+            on it. The checkpoint does not hold this mean: without images it is NaN, not known.
         revision: branch, tag or commit on the Hub.
         template: of the conversation; by default the language model's.
         device: of the expert, where images are given.
         progress: show a bar.
 
     Raises:
-        InnerVisionError: this is no such checkpoint, or it lacks tensors, or has some of another shape or that
-            nothing is known of; the expert cannot be had.
+        InnerVisionError: this is no such checkpoint, or it lacks tensors, or has some of another shape, that are not
+            finite or that nothing is known of; the expert cannot be had.
     """
     try:
         config, _ = PreTrainedConfig.get_config_dict(checkpoint, revision=revision)
     except OSError as error:
-        raise InnerVisionError(f"cannot read {checkpoint}: {' '.join(str(error).split())[:300]}") from error
-    revision = hub_commit(checkpoint, revision)
+        raise InnerVisionError(f"cannot read {checkpoint}: {first_line(error)}") from error
     mode = str(config.get("probe_mode"))
     require(
-        mode in EXPERTS,
+        mode in HELD,
         f"{checkpoint} is no probe checkpoint: probe_mode in its config.json is {mode}, not depth, seg or gen",
     )
+    revision = hub_commit(checkpoint, revision)
     shards = Shards(checkpoint, revision)
-    probes, _, unknown = sort_keys(shards.files, mode)
-    require(not unknown, f"{checkpoint} (probe_mode={mode}) holds {len(unknown)} unknown tensors: {_few(unknown)}")
-    place = expert or named_expert(checkpoint, config, shards)
+    keys, _, unknown = sort_keys(shards.files, mode)
+    require(not unknown, f"{checkpoint} (probe_mode={mode}) holds {len(unknown)} unknown tensors: {few(unknown)}")
+    spec = f"{mode}={_absolute(expert) if expert else own_expert(checkpoint, config, shards)}"
     shape = _head_settings(checkpoint, config)
     settings = TrainSettings(
         mllm=_absolute(checkpoint),
         images=images or "",
-        out=str(out),
-        targets=f"{mode}={_absolute(place)}",
+        out="",
+        targets=spec,
         layers="decoder",
         probe=ProbeSettings(
             depth=shape["depth"], heads=shape["num_heads"], dim_head=shape["dim_head"], ff_mult=shape["ff_mult"]
@@ -113,26 +95,34 @@ def import_probes(
         template=template,
         protocol="paper",
     )
-    run = RunFolder(out)
-    run.check_free(settings, resume=False)
     name, commit = identify(checkpoint, revision)
-    model = Model(name, commit, config["num_hidden_layers"], config["hidden_size"])
-    target = Features(mode, *identify(place), num_tokens=shape["num_tokens"], width=shape["output_dim"])
-    bank = read_bank(model, target, settings.probe, shards, probes)
+    parsed = parse_target(spec)
+    expert_name, expert_commit = identify(parsed.expert or "", parsed.revision)
+    num_layers = config["num_hidden_layers"]
+    info = BankInfo(
+        mllm=name,
+        mllm_revision=commit,
+        num_layers=num_layers,
+        widths=dict.fromkeys(range(1, num_layers + 1), config["hidden_size"]),
+        target=mode,
+        kind=mode,
+        expert=expert_name,
+        expert_revision=expert_commit,
+        num_tokens=shape["num_tokens"],
+        width=shape["output_dim"],
+    )
+    bank = read_bank(info, settings.probe, shards, keys)
     if images:
-        [loaded] = load_targets([f"{mode}={place}"], device=device)
-        bank.mean = mean_feature(loaded, images, progress).cpu()
+        [target] = load_targets([spec], device=device)
+        bank.mean = mean_feature(target, images, progress)
     record = {
         "imported": {"checkpoint": name, "revision": commit},
-        "mllm": {"name": name, "revision": commit, "num_layers": model.num_layers},
-        "experts": {mode: {"name": target.expert, "revision": target.revision}},
+        "mllm": {"name": name, "revision": commit, "num_layers": num_layers},
+        "experts": {mode: {"name": expert_name, "revision": expert_commit, "kind": mode}},
         "layers": bank.layers,
-        "parameters": {mode: sum(parameter.numel() for parameter in bank.parameters())},
+        "parameters": {mode: bank.num_parameters()},
     }
-    run.write_settings(settings, record)
-    facts = {"prompt": settings.prompt, "tokens": "all", "protocol": "paper", "imported": name}
-    bank.save(run.probes(mode), facts)
-    return run
+    return ImportedProbes(settings, record, bank)
 
 
 def sort_keys(keys: Iterable[str], mode: str) -> tuple[dict[tuple[int, str], str], list[str], list[str]]:
@@ -153,46 +143,49 @@ def sort_keys(keys: Iterable[str], mode: str) -> tuple[dict[tuple[int, str], str
     return probes, unused, unknown
 
 
-def read_bank(
-    model: Model, target: Features, settings: ProbeSettings, shards: Shards, probes: dict[tuple[int, str], str]
-) -> ProbeBank:
+def read_bank(info: BankInfo, settings: ProbeSettings, shards: Shards, probes: dict[tuple[int, str], str]) -> ProbeBank:
     """Read the probes; the first belongs to layer 1.
 
     Raises:
-        InnerVisionError: naming tensors that are missing, too many or of another shape.
+        InnerVisionError: naming tensors that are missing, too many, of another shape or not finite.
     """
     with torch.device("meta"):
-        bank = ProbeBank(model, target, range(1, model.num_layers + 1), settings)
+        bank = ProbeBank(info, settings)
     expected = {
         (layer - 1, name): tensor.shape
         for layer in bank.layers
         for name, tensor in bank.probes[str(layer)].state_dict().items()
     }
-    lacking = [f"image_{target.name}_heads.{number}.projector.{name}" for number, name in expected.keys() - probes]
+    lacking = [f"image_{info.target}_heads.{number}.projector.{name}" for number, name in expected.keys() - probes]
     extra = [probes[key] for key in probes.keys() - expected]
-    require(not lacking, f"{shards.name} lacks {len(lacking)} tensors: {_few(lacking)}")
-    require(not extra, f"{shards.name} holds {len(extra)} tensors too many: {_few(extra)}")
+    require(not lacking, f"{shards.name} lacks {len(lacking)} tensors: {few(lacking)}")
+    require(not extra, f"{shards.name} holds {len(extra)} tensors too many: {few(extra)}")
     tensors = shards.read(probes.values())
     misshapen = [
         f"{key} is {tuple(tensors[key].shape)}, not {tuple(expected[place])}"
         for place, key in probes.items()
         if tensors[key].shape != expected[place]
     ]
-    require(not misshapen, f"{shards.name} holds {len(misshapen)} tensors of another shape: {_few(misshapen)}")
+    require(not misshapen, f"{shards.name} holds {len(misshapen)} tensors of another shape: {few(misshapen)}")
+    endless = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    require(not endless, f"{shards.name} holds {len(endless)} tensors that are not finite: {few(endless)}")
     state = {f"probes.{number + 1}.{name}": tensors.pop(key).float() for (number, name), key in probes.items()}
     state["mean"] = torch.full(bank.mean.shape, float("nan"))
     bank.load_state_dict(state, assign=True)
     return bank
 
 
-def mean_feature(target: Target, images: str, progress: bool) -> torch.Tensor:
-    """Average an expert's features over images.  # (N, C) float32
+def mean_feature(target: Target, images: str, progress: bool) -> Tensor:
+    """Average an expert's features over images.
+
+    Returns:
+        (N, C) float32 on the CPU.
 
     Raises:
         InnerVisionError: none of the images can be read.
     """
     found = find_images(images)
-    order = [list(range(start, min(start + 16, len(found)))) for start in range(0, len(found), 16)]
+    order = [list(range(start, min(start + BATCH, len(found)))) for start in range(0, len(found), BATCH)]
     total = torch.zeros(target.num_tokens, target.width, dtype=torch.float64)
     count = 0
     batches = Batches(found, order, len, {target.name: target.preparer})
@@ -200,24 +193,23 @@ def mean_feature(target: Target, images: str, progress: bool) -> torch.Tensor:
         load_batches(batches, range(len(batches))), unit="batch", disable=not progress, dynamic_ncols=True
     ):
         if batch.names:
-            total += target.encode(batch.pixels[target.name]).sum(dim=0).cpu()
+            total += target.encode(batch.pixels[target.name]).cpu().double().sum(dim=0)
             count += len(batch.names)
     require(count > 0, f"no image of {images} can be read")
     return (total / count).float()
 
 
-def named_expert(checkpoint: str, config: dict[str, Any], shards: Shards) -> str:
-    """Give the expert of a checkpoint: the file or folder it names, here or beside it, what it holds, or a Hub id."""
-    named = config.get(EXPERTS[config["probe_mode"]])
-    if named:
-        beside = [Path(checkpoint) / named, Path(checkpoint).parent / named] if Path(checkpoint).is_dir() else []
-        if found := next((path for path in (Path(named), *beside) if path.exists()), None):
-            return str(found)
-    if config["probe_mode"] == "depth":
-        holds = Path(checkpoint).is_dir() and any(key.startswith("dav2_backbone.") for key in shards.files)
-        return checkpoint if holds else "depth-anything/Depth-Anything-V2-Large-hf"
-    require(bool(named), f"{checkpoint} names no {EXPERTS[config['probe_mode']]}: give the expert")
-    return str(named)
+def own_expert(checkpoint: str, config: dict[str, Any], shards: Shards) -> str:
+    """Give the expert of a checkpoint, as specs name it: a file or folder that it names, itself, or a Hub id."""
+    mode = config["probe_mode"]
+    named = config.get(HELD[mode].named_by)
+    place = find_beside(checkpoint, str(named)) if named else ""
+    if place and Path(place).exists():
+        return _absolute(place)
+    if holds(mode, shards):
+        return _absolute(checkpoint) if shards.revision is None else f"{checkpoint}@{shards.revision}"
+    require(bool(place), f"{checkpoint} neither holds its expert nor names it ({HELD[mode].named_by}): give the expert")
+    return place
 
 
 def _head_settings(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -232,8 +224,3 @@ def _head_settings(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
 def _absolute(place: str) -> str:
     """Make a path absolute, since the run may be used from elsewhere; leave a Hub id."""
     return str(Path(place).resolve()) if Path(place).exists() else place
-
-
-def _few(names: Iterable[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:3]) + (" …" if len(shown) > 3 else "")

@@ -8,13 +8,11 @@ and image become tokens, its conversation templates, its padding of images to a 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    BaseImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     FastVlmConfig,
@@ -28,11 +26,11 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import is_timm_available
 
-from innervision.checkpoints.layout import ForeignMLLM, Layout
+from innervision.checkpoints.layout import ForeignExpert, ForeignMLLM, Layout
 from innervision.checkpoints.shards import Shards
 from innervision.errors import InnerVisionError
-from innervision.original import depth_anything
 from innervision.original.conversation import IMAGE_TOKEN, OriginalProcessor, Tokenizer, default_template
+from innervision.original.held_experts import find_beside, read_held_expert
 
 UNUSED_KEYS = re.compile(
     r"image_(depth|seg|gen)_heads\.|dav2_backbone\.|da_v2_head\.|oneformer\.|gen_encoder\.|(depth|seg|gen)_logit_scale$"
@@ -57,9 +55,9 @@ class OriginalLayout(Layout):
         """Read a LLaVA-1.5 or OLA-VLM. See `Layout.read_mllm`."""
         return Original.read(name, config, revision, template) if "mm_vision_tower" in config else None
 
-    def read_expert(self, kind: str, source: str) -> tuple[PreTrainedModel, BaseImageProcessor] | None:
-        """Load Depth Anything V2 from its authors' file, or from a probe checkpoint. See `Layout.read_expert`."""
-        return depth_anything.load(source) if kind == "depth" and depth_anything.is_original(source) else None
+    def read_expert(self, kind: str, source: str, revision: str | None = None) -> ForeignExpert | None:
+        """Load what a probe checkpoint holds, or Depth Anything V2 from its authors' file. See `Layout.read_expert`."""
+        return read_held_expert(kind, source, revision)
 
 
 @dataclass
@@ -104,7 +102,7 @@ class Original(ForeignMLLM):
             images = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
             inside, elsewhere = "model.vision_tower.timm_model.", None
         else:
-            place = find_tower(name, tower)
+            place = find_beside(name, tower, "config.json")
             vision, images = _clip(name, place)
             whole = config.get("mm_vision_select_feature", "patch") == "cls_patch"
             full = LlavaConfig(
@@ -221,13 +219,6 @@ def convnext_config(name: str, tower: str, shards: Shards) -> tuple[TimmWrapperC
     config = TimmWrapperConfig(architecture=architecture, model_args=model_args, do_pooling=False)
     config.hidden_size = model_args["dims"][-1]  # what the projector asks for
     return config, int(size[1]) if size else CONVNEXT_SIZE
-
-
-def find_tower(name: str, tower: str) -> str:
-    """Give the place of a vision tower of this name: a folder, here or beside the checkpoint, or a Hub id."""
-    beside = [Path(name) / tower, Path(name).parent / tower] if Path(name).is_dir() else []
-    folder = next((place for place in (Path(tower), *beside) if (place / "config.json").is_file()), None)
-    return str(folder) if folder else tower
 
 
 def read_task_tokens(name: str, config: dict[str, Any], shards: Shards) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, DepthAnythingForDepthEstimation
+from transformers import DepthAnythingForDepthEstimation
 
 from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.checkpoints.layout import read_foreign_expert
@@ -28,9 +28,9 @@ class DepthTarget(Target):
     def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
         """Keep of Depth Anything the backbone. See `Target.read`."""
         random_weights: dict[str, Tensor] = {}
-        processor: BaseImageProcessor
-        if (foreign := read_foreign_expert(cls.kind, checkpoint.source)) is not None:
-            model, processor = foreign
+        foreign = read_foreign_expert(cls.kind, checkpoint.source, checkpoint.revision)
+        if foreign is not None:
+            model, processor = foreign.model, foreign.processor
         else:
             config = checkpoint.load_config(model_type="depth_anything")
             processor = checkpoint.load_image_processor()

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from innervision.checkpoints.checkpoint import Checkpoint
+from innervision.checkpoints.layout import read_foreign_expert
 from innervision.config import DrawSettings
 from innervision.errors import InnerVisionError
 from innervision.targets.target import Parts, Preparer, Target, native_size
@@ -29,7 +30,7 @@ class GenTarget(Target):
 
     kind = "gen"
     draws_at_random = True
-    default_expert = "stabilityai/stable-diffusion-2-1-unclip"
+    default_expert = "sd2-community/stable-diffusion-2-1-unclip"
 
     draw = DrawSettings()
     """How images are drawn; see `drawing`."""
@@ -53,11 +54,19 @@ class GenTarget(Target):
     @classmethod
     def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
         """Keep of the pipeline the image encoder. See `Target.read`."""
-        config = checkpoint.load_config(subfolder="image_encoder", model_type="clip_vision_model")
-        processor = checkpoint.load_image_processor(CLIPImageProcessor, subfolder="feature_extractor")
-        model, random_weights = checkpoint.load_model(CLIPVisionModelWithProjection, config, subfolder="image_encoder")
+        foreign = read_foreign_expert(cls.kind, checkpoint.source, checkpoint.revision)
+        random_weights: dict[str, Tensor] = {}
+        if foreign is not None:
+            model, processor, whole = foreign.model, foreign.processor, Checkpoint(foreign.named or cls.default_expert)
+        else:
+            config = checkpoint.load_config(subfolder="image_encoder", model_type="clip_vision_model")
+            processor = checkpoint.load_image_processor(CLIPImageProcessor, subfolder="feature_extractor")
+            model, random_weights = checkpoint.load_model(
+                CLIPVisionModelWithProjection, config, subfolder="image_encoder"
+            )
+            whole = checkpoint
         height, width = (size, size) if size else native_size(processor)
-        head = partial(UnclipHead.read, checkpoint, model)
+        head = partial(UnclipHead.read, whole, model)
         return Parts(model, random_weights, Preparer(processor, height, width), head)
 
     def shape(self) -> tuple[int, int]:

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import OneFormerForUniversalSegmentation, OneFormerImageProcessor, PreTrainedConfig
+from transformers import OneFormerForUniversalSegmentation, OneFormerImageProcessor, OneFormerModel
 
 from innervision.checkpoints.checkpoint import Checkpoint
+from innervision.checkpoints.layout import read_foreign_expert
 from innervision.errors import InnerVisionError
 from innervision.targets.target import Context, Parts, Preparer, Target
 
@@ -38,20 +39,27 @@ class SegTarget(Target):
     @classmethod
     def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
         """Keep of OneFormer the backbone. See `Target.read`."""
-        config = checkpoint.load_config(model_type="oneformer")
-        # The names of the classes play no part in features, and Transformers looks them up on the Hub.
-        processor = checkpoint.load_image_processor(OneFormerImageProcessor, class_info_file=None)
-        model, random_weights = checkpoint.load_model(OneFormerForUniversalSegmentation, config)
+        foreign = read_foreign_expert(cls.kind, checkpoint.source, checkpoint.revision)
+        random_weights: dict[str, Tensor] = {}
+        if foreign is not None:
+            model, processor, named = foreign.model, foreign.processor, Checkpoint(foreign.named or cls.default_expert)
+        else:
+            config = checkpoint.load_config(model_type="oneformer")
+            # The names of the classes play no part in features, and Transformers looks them up on the Hub.
+            processor = checkpoint.load_image_processor(OneFormerImageProcessor, class_info_file=None)
+            whole, random_weights = checkpoint.load_model(OneFormerForUniversalSegmentation, config)
+            model, named = whole.model, checkpoint
         side = size or cls.size
         preparer = Preparer(processor, side, side, resize_again=size is None)
-        head = partial(SegHead.read, checkpoint, config, model.model)
-        return Parts(model.model.pixel_level_module.encoder, random_weights, preparer, head)
+        head = partial(SegHead.read, named, model)
+        return Parts(model.pixel_level_module.encoder, random_weights, preparer, head)
 
     def shape(self) -> tuple[int, int]:
         """Give the number of cells and the width of the last stage; nothing is computed for it but shapes."""
         weights = {name: tensor.to("meta") for name, tensor in self.module.state_dict().items()}
-        pixels = self.prepare([Image.new("RGB", (self.preparer.width, self.preparer.height))]).to("meta")
-        *_, height, width = functional_call(self.module, weights, pixels).feature_maps[-1].shape
+        blank = Image.new("RGB", (self.preparer.width, self.preparer.height))
+        pixels: Any = self.prepare([blank])
+        *_, height, width = functional_call(self.module, weights, pixels.to("meta")).feature_maps[-1].shape
         self.grid = min(self.largest_grid, height, width)
         return self.grid**2, self.module.channels[-1]
 
@@ -96,19 +104,27 @@ class SegHead(nn.Module):
         self.labels = labels
 
     @classmethod
-    def read(cls, checkpoint: Checkpoint, config: PreTrainedConfig, model: Any) -> "SegHead":
-        """Read what the weights of the model leave out: tokenizer and class names.
+    def read(cls, checkpoint: Checkpoint, model: OneFormerModel) -> "SegHead":
+        """Read what the weights of a model leave out: tokenizer and class names.
+
+        Args:
+            checkpoint: has them; the model may come from elsewhere.
+            model: the expert.
 
         Raises:
-            InnerVisionError: they cannot be had.
+            InnerVisionError: they cannot be had, or are those of another model.
         """
+        length: Any = model.config.task_seq_len
         tokenizer, text = checkpoint.load_tokenizer(), "the task is semantic"
-        length: Any = config.task_seq_len
         tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         # Where the files are missing, Transformers makes a tokenizer without words.
         if tokenizer.decode(tokens["input_ids"][0], skip_special_tokens=True).strip() != text:
             raise InnerVisionError(f"{checkpoint.expert} has no tokenizer for its task's name; add the files of CLIP's")
-        return cls(model, tokens["input_ids"] * tokens["attention_mask"], _labels(checkpoint, config))
+        labels = _labels(checkpoint)
+        known = model.transformer_module.decoder.class_embed.out_features - 1  # the last one is "nothing"
+        if len(labels) != known:
+            raise InnerVisionError(f"{checkpoint.expert} names {len(labels)} classes, but the weights know {known}")
+        return cls(model, tokens["input_ids"] * tokens["attention_mask"], labels)
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         """Give the scores (B, K, h, w) of the classes for backbone stages (B, C, h, w), finest first.
@@ -129,9 +145,9 @@ class SegHead(nn.Module):
         return torch.einsum("bqk,bqhw->bkhw", classes, masks)
 
 
-def _labels(checkpoint: Checkpoint, config: PreTrainedConfig) -> list[str]:
+def _labels(checkpoint: Checkpoint) -> list[str]:
     """Name the classes as the configuration does, or else the class file of the image processor."""
-    names: Any = config.id2label
+    names: Any = checkpoint.load_config(model_type="oneformer").id2label
     labels = [str(names[index]) for index in sorted(names)]
     if labels != [f"LABEL_{index}" for index in range(len(labels))]:
         return labels
