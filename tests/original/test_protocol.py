@@ -15,22 +15,32 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from innervision import cli
-from innervision.config import EvaluateSettings, ProbeSettings, TaskSettings, TrainSettings, task_settings
+from innervision.config import EvaluateSettings, ProbeSettings, TaskSettings, TrainSettings
 from innervision.engine.evaluate import evaluate_similarity, evaluate_task
 from innervision.engine.fit import fit
-from innervision.engine.session import batches_of
+from innervision.engine.importing import import_run
+from innervision.engine.session import Session
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
-from innervision.original.experts import own_part, resize_positions
-from innervision.original.import_probes import import_probes
-from innervision.original.layout import OriginalProcessor, pad_to_square
+from innervision.original.conversation import OriginalProcessor, pad_to_square
+from innervision.original.experts import resize_positions
+from innervision.original.import_probes import read_probes
+from innervision.original.protocol import PROTOCOLS
 from innervision.probes import ProbeBank
 from innervision.targets import load_targets
+from innervision.targets.target import Target
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_gen, save_tiny_seg
 from tiny_mllms import save_tiny
 
 PROMPT = "Describe the image in two lines."
+
+
+def load_as_paper(*specs: str, head: bool = False) -> list[Target]:
+    targets = load_targets(specs, device="cpu", head=head)
+    for target in targets:
+        PROTOCOLS["paper"].adopt(target)
+    return targets
 
 
 @pytest.fixture
@@ -51,7 +61,7 @@ def test_depth_features_and_maps_are_those_of_the_original(shared: Path, tmp_pat
     golden = load_file(shared / "golden/dav2/tiny.safetensors")
     image = Image.open(shared / "golden/dav2/image336.png").convert("RGB")
     spec = save_original_depth(shared, tmp_path)
-    [paper] = load_targets([spec], device="cpu", head=True, protocol="paper")
+    [paper] = load_as_paper(spec, head=True)
     torch.testing.assert_close(paper.prepare([image]), golden["image_tensor"], atol=1e-6, rtol=0)
     context = paper.context([image])
     torch.testing.assert_close(context.features, golden["feat_last_patch"], atol=1e-4, rtol=0)
@@ -63,13 +73,13 @@ def test_depth_features_and_maps_are_those_of_the_original(shared: Path, tmp_pat
 def test_imported_probes_decode_to_the_originals_depth_maps(shared: Path, tmp_path: Path) -> None:
     checkpoints = shared / "golden/probe_ckpt"
     golden = load_file(checkpoints / "depth_eval_image0_fp32.safetensors")
-    run = import_probes(str(checkpoints / "probe_depth_tiny-llava-llama3"), tmp_path / "run")
-    settings = run.settings()
+    found_probes = read_probes(str(checkpoints / "probe_depth_tiny-llava-llama3"))
+    settings = found_probes.settings
     mllm = MLLM.load(settings.mllm, dtype=torch.float16, device="cpu")
     mllm.model.float()
-    [target] = load_targets([settings.targets], device="cpu", head=True, protocol=settings.protocol)
+    [target] = load_as_paper(settings.targets, head=True)
     target.half().float()
-    bank = ProbeBank.load(run.probes("depth"), mllm, target).half().float()
+    bank = found_probes.bank.half().float()
     image = Image.open(checkpoints / "image0.png").convert("RGB")
     context = target.context([image])
     found: dict[int, Tensor] = {}
@@ -101,8 +111,7 @@ def test_positions_are_resized_by_the_factor() -> None:
 
 
 def test_seg_and_gen_resize_with_pillow_and_gen_crops(picture: Image.Image, tmp_path: Path) -> None:
-    specs = [f"seg={save_tiny_seg(tmp_path / 'seg')}", f"gen={save_tiny_gen(tmp_path / 'gen')}"]
-    seg, gen = load_targets(specs, device="cpu", protocol="paper")
+    seg, gen = load_as_paper(f"seg={save_tiny_seg(tmp_path / 'seg')}", f"gen={save_tiny_gen(tmp_path / 'gen')}")
     mean, std = (torch.tensor(getattr(seg.preparer.processor, f"image_{name}")) for name in ("mean", "std"))
     large = picture.resize((768, 768), Image.Resampling.BICUBIC).resize((800, 800), Image.Resampling.BILINEAR)
     expected = ((torch.from_numpy(np.array(large)) / 255 - mean) / std).permute(2, 0, 1)
@@ -152,8 +161,8 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> PaperRun:
 def test_training_pads_images_shows_the_reply_and_reads_padding(paper: PaperRun) -> None:
     line = json.loads((Path(paper.settings.out) / "train/log.jsonl").read_text())
     mllm = MLLM.load(paper.settings.mllm, device="cpu")
-    [target] = load_targets([paper.settings.targets], device="cpu", protocol="paper")
-    bank = ProbeBank(mllm, target, [1, 2, 3, 4], paper.settings.probe, seed=paper.settings.seed)
+    [target] = load_as_paper(paper.settings.targets)
+    bank = ProbeBank.for_models(mllm, target, [1, 2, 3, 4], paper.settings.probe, seed=paper.settings.seed)
     truth = target.encode(paper.pictures)
     squares = [pad_to_square(image, mllm.builder.processor.image_processor.image_mean) for image in paper.pictures]
     inputs = mllm.prepare(squares, PROMPT, "n")
@@ -175,11 +184,12 @@ def test_similarity_squashes_images_first_as_the_originals_script(paper: PaperRu
     settings = EvaluateSettings(images=paper.settings.images, batch_size=2, workers=0, device="cpu")
     path = evaluate_similarity(paper.settings.out, settings, progress=False)
     table = pd.read_parquet(path)
-    assert set(table["protocol"]) == {"paper"}
+    assert set(table[table["metric"] == "cosine"]["protocol"]) == {"paper"}
+    assert set(table[table["metric"] != "cosine"]["protocol"]) == {"standard"}  # which the original has not
     assert json.loads(path.with_suffix(".json").read_text())["plan"]["protocol"] == "paper"
     mllm = MLLM.load(paper.settings.mllm, device="cpu")
-    [target] = load_targets([paper.settings.targets], device="cpu", protocol="paper")
-    bank = ProbeBank.load(Path(paper.settings.out) / "probes/gen.safetensors", mllm, target)
+    [target] = load_as_paper(paper.settings.targets)
+    bank = ProbeBank.load(Path(paper.settings.out) / "probes/gen.safetensors")
     squashed = [image.resize((640, 640)) for image in paper.pictures]
     truth = target.encode(squashed)
     expected: dict[tuple[int, str], float] = {}
@@ -197,17 +207,18 @@ def test_similarity_squashes_images_first_as_the_originals_script(paper: PaperRu
 
 def test_training_and_tasks_leave_the_experts_image_alone(paper: PaperRun) -> None:
     mllm = MLLM.load(paper.settings.mllm, device="cpu")
-    targets = load_targets([paper.settings.targets], device="cpu", protocol="paper")
+    targets = load_as_paper(paper.settings.targets)
     from innervision.data import find_images
 
-    batch = batches_of(find_images(paper.settings.images), [[0, 1]], mllm, paper.settings, targets)[0]
+    session = Session(paper.settings, mllm, targets, "train")
+    batch = session.batches(find_images(paper.settings.images), [[0, 1]])[0]
     assert torch.equal(batch.pixels["gen"], targets[0].prepare(paper.pictures))
 
 
 @pytest.fixture(scope="module")
 def depth_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("depth")
-    return import_probes(str(shared / "golden/probe_ckpt/probe_depth_tiny-llava-llama3"), folder / "run").path
+    return import_run(str(shared / "golden/probe_ckpt/probe_depth_tiny-llava-llama3"), folder / "run").path
 
 
 def test_da2k_has_the_originals_prompt_and_rows_of_both_rules(
@@ -221,9 +232,7 @@ def test_da2k_has_the_originals_prompt_and_rows_of_both_rules(
         return real(self, prompt, reply)
 
     monkeypatch.setattr(OriginalProcessor, "token_ids", spy)
-    settings: TaskSettings = task_settings("depth")(
-        data=str(shared / "da2k-sample"), batch_size=2, workers=0, device="cpu"
-    )
+    settings = TaskSettings(data=str(shared / "da2k-sample"), batch_size=2, workers=0, device="cpu")
     path = evaluate_task(depth_run, "depth", settings, progress=False)
     assert set(prompts) == {("Describe the image.", None)}
     assert set(pd.read_parquet(path)["protocol"]) == {"standard", "paper"}
@@ -264,14 +273,14 @@ def test_a_preset_is_the_experiment_of_the_paper(target: str, monkeypatch: pytes
     assert (configured.lr, configured.protocol) == (0.5, "paper")
 
 
-def test_there_is_no_other_preset() -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--preset", "paper-pose", "--mllm", "a", "--images", "b", "--out", "c"])
-    assert stop.value.code == 2
+def test_there_is_no_other_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--mllm", "a", "--images", "b", "--out", "c"]
+    assert cli.main(["train", "--preset", "paper-pose", *words]) == 2
+    assert "there is no preset 'paper-pose'" in capsys.readouterr().err
 
 
 def test_seg_is_decoded_in_the_images_own_aspect(picture: Image.Image, tmp_path: Path) -> None:
-    [target] = load_targets([f"seg={save_tiny_seg(tmp_path / 'seg')}"], device="cpu", head=True, protocol="paper")
+    [target] = load_as_paper(f"seg={save_tiny_seg(tmp_path / 'seg')}", head=True)
     pictures = [picture.resize((96, 64)), picture.resize((64, 80)), picture.resize((96, 64)).rotate(180)]
     target.preparer.processor.size = {"shortest_edge": 160, "longest_edge": 266}
     together = target.context(pictures)
@@ -283,9 +292,9 @@ def test_seg_is_decoded_in_the_images_own_aspect(picture: Image.Image, tmp_path:
         alone = target.context(pixels)
         torch.testing.assert_close(together.features[row], alone.features[0], atol=1e-5, rtol=0)
         for found, expected in zip((*together.given, together.output), (*alone.given, alone.output), strict=True):
-            torch.testing.assert_close(own_part(found[row]), expected[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[row], expected[0], atol=1e-5, rtol=0)
         expected = target.decode(features[row : row + 1], alone)[0]
-        torch.testing.assert_close(own_part(decoded[row]), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(decoded[row], expected, atol=1e-5, rtol=0)
         assert not expected.isnan().any()
-    rows, columns = own_part(decoded[0]).shape[-2:]
+    rows, columns = decoded[0].shape[-2:]
     assert columns > rows

@@ -1,12 +1,9 @@
-"""Naming and loading targets, and what all of them have in common."""
+"""Loading targets, and what all of them have in common."""
 
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -16,10 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import innervision.targets
 from innervision.checkpoints.identity import fingerprint
 from innervision.errors import InnerVisionError
-from innervision.targets import load_targets, parse_target
+from innervision.targets import load_targets
 from innervision.targets.target import Target
 from tiny_experts import save_tiny_backbone, save_tiny_depth, save_tiny_gen, save_tiny_seg
 
@@ -58,60 +54,10 @@ def broken(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda kind: Path(shutil.copytree(folders[kind], tmp_path / kind))
 
 
-class TestSpecs:
-    def test_kind_expert_and_revision(self) -> None:
-        assert parse_target("depth") == ("depth", None, None)
-        assert parse_target("gen=some/mirror") == ("gen", "some/mirror", None)
-        assert parse_target(" backbone = facebook/dinov2-base@v1 ") == (
-            "backbone",
-            "facebook/dinov2-base",
-            "v1",
-        )
-        assert parse_target("seg=./my=model") == ("seg", "./my=model", None)
-
-    def test_at_sign_in_a_folders_name_is_no_revision(self, tmp_path: Path) -> None:
-        (tmp_path / "a@b").mkdir()
-        assert parse_target(f"depth={tmp_path}/a@b") == ("depth", f"{tmp_path}/a@b", None)
-
-    def test_unknown_kind_lists_the_known_ones(self) -> None:
-        with pytest.raises(InnerVisionError, match=r"no target 'dept'.* backbone, depth, gen, seg"):
-            parse_target("dept=x")
-
-    @pytest.mark.parametrize("spec", ["depth=", "depth=@main", "depth=a/b@"])
-    def test_incomplete_spec_is_refused(self, spec: str) -> None:
-        with pytest.raises(InnerVisionError, match=r"is incomplete; write depth=ID_OR_PATH"):
-            parse_target(spec)
-
-    def test_parsing_imports_no_torch(self) -> None:
-        code = (
-            "import sys; from innervision.targets import parse_target; parse_target('depth=a/b');"
-            "sys.exit('torch' in sys.modules)"
-        )
-        assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-    def test_two_targets_of_one_name_are_refused_before_any_is_loaded(self) -> None:
-        with pytest.raises(InnerVisionError, match="backbone is named more than once"):
-            load_targets(["backbone=no/such", "depth=no/such", "backbone=no/other"])
-
-    def test_other_packages_bring_their_own_kinds(
-        self, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]
-    ) -> None:
-        group = "innervision.targets"
-        entries = [
-            EntryPoint("geometry", "innervision.targets.depth:DepthTarget", group),
-            EntryPoint("gone", "no_such_package:Target", group),
-        ]
-        monkeypatch.setattr(innervision.targets, "entry_points", lambda group: entries)
-        assert load_targets([f"geometry={folders['depth']}"])[0].num_tokens == 576
-        with pytest.raises(InnerVisionError, match=r"'gone' \(no_such_package:Target\) cannot be imported"):
-            load_targets(["gone"])
-
-    def test_order_is_kept_and_names_and_folders_are_known(
-        self, targets: dict[str, Target], folders: dict[str, Path]
-    ) -> None:
-        assert tuple(targets) == KINDS
-        assert [t.expert for t in targets.values()] == [folders[kind].name for kind in KINDS]
-        assert [t.revision for t in targets.values()] == [fingerprint(folders[kind]) for kind in KINDS]
+def test_order_is_kept_and_names_and_folders_are_known(targets: dict[str, Target], folders: dict[str, Path]) -> None:
+    assert tuple(targets) == KINDS
+    assert [t.expert for t in targets.values()] == [folders[kind].name for kind in KINDS]
+    assert [t.revision for t in targets.values()] == [fingerprint(folders[kind]) for kind in KINDS]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,6 +93,10 @@ class TestEveryTarget:
         images = [noise(90, 40), noise(30, 70)]
         loader = DataLoader(images, 2, num_workers=1, collate_fn=targets[kind].preparer)
         torch.testing.assert_close(next(iter(loader)), targets[kind].prepare(images), atol=0, rtol=0)
+
+    def test_image_processor_and_its_backend_are_named(self, targets: dict[str, Target], kind: str) -> None:
+        name = {"depth": "DPT", "seg": "OneFormer", "gen": "CLIP", "backbone": "Bit"}[kind]
+        assert targets[kind].processor_name == f"{name}ImageProcessor (torchvision)"
 
     def test_is_frozen(self, targets: dict[str, Target], kind: str) -> None:
         target = targets[kind]
