@@ -19,11 +19,7 @@ class Server(ThreadingHTTPServer):
     | `cut:N` | the connection ends after N bytes of what was asked for |
     | `no range` | the whole file comes, whatever was asked for |
     | `no range, cut:N` | both |
-    | `wrong range` | another part comes than was asked for |
-    | `503`, `404` | this status |
-    | `stall` | nothing comes for a second |
-    | `slow` | 1 kB at a time, with a pause after each |
-    | `quiet` | neither length nor ranges, and the end comes early, as from an old server |
+    | `slow:N` | N bytes at a time, with a pause after each |
     """
 
     daemon_threads = True
@@ -32,8 +28,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.faults: list[str] = []
+        self.etags: dict[str, str] = {}
+        """Checksums by which files are announced, where they are not their own."""
         self.asked: list[tuple[str, str | None]] = []
-        """The path and the Range of every request."""
+        """The path and the Range of every request, "head" for one that asks for no content."""
 
     @property
     def url(self) -> str:
@@ -51,36 +49,42 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
 
+    def do_HEAD(self) -> None:
+        """Answer what the Hub's library asks before it fetches a file."""
+        self.server.asked.append((self.path, "head"))
+        content = self.server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", f'"{self.server.etags.get(self.path) or hashlib.sha256(content).hexdigest()}"')
+        self.end_headers()
+
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.asked.append((self.path, asked))
         content = self.server.files.get(self.path.partition("?")[0])
         fault = self.server.faults.pop(0) if self.server.faults else ""
-        if fault.isdigit() or content is None:
-            self.send_error(int(fault or 404))
+        if content is None:
+            self.send_error(404)
             return
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and "no range" not in fault else 0
-        if fault == "wrong range":
-            start += 1
-        if fault == "stall":
-            time.sleep(1)
         body = content[start:]
-        if fault == "quiet":
-            self.send_response(200)
-            body = content[: len(content) // 2]
-        else:
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-            self.send_header("Content-Length", str(len(body)))
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        number = int(fault.rpartition(":")[2] or 0) if ":" in fault else 0
         if "cut:" in fault:
-            body = body[: int(fault.rpartition(":")[2])]
-        step = 1024 if fault == "slow" else max(1, len(body))
+            body = body[:number]
+        step = number if "slow:" in fault else max(1, len(body))
         with suppress(ConnectionError):  # who asked may have gone
             for begin in range(0, len(body), step):
                 self.wfile.write(body[begin : begin + step])
-                if fault == "slow":
+                if "slow:" in fault:
                     time.sleep(0.02)
 
 

@@ -68,7 +68,7 @@ def _run(words: list[str]) -> None:
         values = [_build(kind, chosen) for kind in dataclasses]
     except InnerVisionError as error:  # settings that make no sense
         raise WrongUsage(str(error)) from error
-    if not chosen.debug:
+    if not chosen.debug and not name.startswith("data"):  # downloads show the bars of huggingface_hub
         _quieten()
     command.run(*values)
 

@@ -1,21 +1,24 @@
 """COCO and DA-2K from a server on this machine, in the layout that the readers read."""
 
-import hashlib
 import io
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from zipfile import ZipFile
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
 from PIL import Image
 
 from innervision.cli import main
-from innervision.data import benchmarks, download, find_images, read_da2k, read_panoptic
+from innervision.data import benchmarks, find_images, read_da2k, read_panoptic
 from innervision.data.benchmarks import download_coco, download_da2k
 from innervision.errors import InnerVisionError
 from unreliable_server import Server, serve
@@ -28,8 +31,10 @@ IMAGES, OBJECTS, PANOPTIC = (
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(download, "PAUSE", 0.001)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # as much is lost at most when a connection is cut
+    for module in (file_download, _http):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
     with serve() as server:
         yield server
 
@@ -62,10 +67,10 @@ def coco(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     entries = {}
     for path, files in archives.items():
         remote = server.add(path, pack(files))
-        entries[path] = (path[1:], remote.size, remote.sha256)
-    monkeypatch.setitem(benchmarks._IMAGES, "val2017", entries[IMAGES])
+        entries[path] = replace(remote, url=path[1:])
+    monkeypatch.setitem(benchmarks.COCO_IMAGES, "val2017", entries[IMAGES])
     for kind, path in (("captions", OBJECTS), ("instances", OBJECTS), ("panoptic", PANOPTIC)):
-        monkeypatch.setitem(benchmarks._ANNOTATIONS, kind, entries[path])
+        monkeypatch.setitem(benchmarks.COCO_ANNOTATIONS, kind, entries[path])
     return server
 
 
@@ -88,7 +93,7 @@ def names(folder: Path) -> set[str]:
 
 
 def fetch(server: Server, out: Path, *annotations: str) -> list[Path]:
-    return download_coco(out, ["val2017"], annotations, server.url, progress=False)
+    return download_coco(out, ["val2017"], annotations, server.url)
 
 
 def asked(server: Server) -> list[str]:
@@ -137,24 +142,21 @@ def test_one_archive_serves_several_annotations(coco: Server, tmp_path: Path) ->
     assert asked(coco).count(OBJECTS) == 1
 
 
-def test_a_call_that_was_cut_is_gone_on_with(coco: Server, tmp_path: Path) -> None:
-    size = len(coco.files[IMAGES])
-    coco.faults = ["", f"cut:{size - 1000}", *["cut:0"] * download.TRIES]
-    with pytest.raises(InnerVisionError, match="was lost"):
+def test_a_call_that_was_cut_resumes(coco: Server, tmp_path: Path) -> None:
+    coco.faults = ["", "cut:18000", *["cut:0"] * 20]
+    with pytest.raises(InnerVisionError, match="The next call resumes"):
         fetch(coco, tmp_path, "captions")
     assert not (tmp_path / "val2017").exists()
-    before = len(coco.asked)
+    coco.faults, before = [], len(coco.asked)
     fetch(coco, tmp_path, "captions")
-    ((path, asked_for),) = coco.asked[before:]
-    assert path == IMAGES
-    assert asked_for is not None  # not from the start
+    assert coco.asked[before:] == [(IMAGES, "bytes=18000-")]
     assert names(tmp_path / "val2017") == {"1.jpg", "2.jpg"}
 
 
 def test_wrong_bytes_are_never_unpacked(coco: Server, tmp_path: Path) -> None:
     right = coco.files[IMAGES]
     coco.files[IMAGES] = right[:200] + bytes([right[200] ^ 1]) + right[201:]
-    with pytest.raises(InnerVisionError, match="SHA-256"):
+    with pytest.raises(InnerVisionError, match="not the file it should be"):
         fetch(coco, tmp_path)
     assert names(tmp_path) == set()
     coco.files[IMAGES] = right
@@ -185,8 +187,8 @@ def test_unknown_names(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
 def test_sizes_and_checksums_are_the_published_ones(shared: Path) -> None:
     text = (shared / "reference.md").read_text()
     published = re.findall(r"`(http://images\S+)` \| (\d+) \| ([0-9a-f]{64})", text)
-    entries = {*benchmarks._IMAGES.values(), *benchmarks._ANNOTATIONS.values()}
-    ours = {(f"{benchmarks.COCO_URL}/{path}", str(size), sha256) for path, size, sha256 in entries}
+    entries = {*benchmarks.COCO_IMAGES.values(), *benchmarks.COCO_ANNOTATIONS.values()}
+    ours = {(f"{benchmarks.COCO_URL}/{entry.url}", str(entry.size), entry.sha256) for entry in entries}
     assert ours == set(published)
     assert len(ours) == 4
 
@@ -202,14 +204,11 @@ def hub(server: Server, request: pytest.FixtureRequest) -> Server:
         "annotations.json": json.dumps({"images/indoor/1.png": [pair]}).encode(),
         "images/indoor/1.png": image(np.zeros((2, 4, 3), np.uint8), "png"),
     }
-    archive = pack({f"{request.param}{name}": content for name, content in files.items()})
-    commit = "1" * 40
-    server.add(f"/datasets/depth-anything/DA-2K/resolve/{commit}/DA-2K.zip", archive)
-    lfs = {"sha256": hashlib.sha256(archive).hexdigest(), "size": len(archive), "pointerSize": 134}
-    sibling = {"rfilename": "DA-2K.zip", "size": len(archive), "blobId": "2" * 40, "lfs": lfs}
-    info = {"_id": "x", "id": "depth-anything/DA-2K", "sha": commit, "siblings": [sibling], "tags": [], "downloads": 0}
-    server.files["/api/datasets/depth-anything/DA-2K"] = json.dumps(info).encode()
+    server.files[DA2K] = pack({f"{request.param}{name}": content for name, content in files.items()})
     return server
+
+
+DA2K = "/datasets/depth-anything/DA-2K/resolve/main/DA-2K.zip"
 
 
 def test_da2k_is_fetched_as_the_reader_reads_it(
@@ -224,18 +223,31 @@ def test_da2k_is_fetched_as_the_reader_reads_it(
     assert len(hub.asked) == before
 
 
+def test_a_download_of_da2k_that_was_cut_resumes(hub: Server, tmp_path: Path) -> None:
+    hub.faults = ["cut:200", *["cut:0"] * 20]
+    with pytest.raises(InnerVisionError, match="The next call resumes after 200"):
+        download_da2k(tmp_path, hub.url)
+    hub.faults = []
+    download_da2k(tmp_path, hub.url)
+    assert hub.asked[-1] == (DA2K, "bytes=200-")
+    assert names(tmp_path) == {"DA-2K/annotations.json", "DA-2K/images/indoor/1.png"}
+
+
 def test_the_checksum_of_the_hub_counts(hub: Server, tmp_path: Path) -> None:
-    path = next(path for path in hub.files if path.endswith(".zip"))
-    hub.files[path] = hub.files[path][:-1] + b"x"
-    with pytest.raises(InnerVisionError, match="SHA-256"):
-        download_da2k(tmp_path, hub.url, progress=False)
+    hub.etags[DA2K] = "0" * 64
+    with pytest.raises(InnerVisionError, match="not the file it should be"):
+        download_da2k(tmp_path, hub.url)
     assert names(tmp_path) == set()
 
 
-def test_a_hub_that_is_not_there_or_has_no_such_file(hub: Server, tmp_path: Path) -> None:
-    with pytest.raises(InnerVisionError, match="cannot ask for depth-anything/DA-2K"):
-        download_da2k(tmp_path, "http://127.0.0.1:1", progress=False)
-    info = json.loads(hub.files["/api/datasets/depth-anything/DA-2K"])
-    hub.files["/api/datasets/depth-anything/DA-2K"] = json.dumps({**info, "siblings": []}).encode()
-    with pytest.raises(InnerVisionError, match=r"holds no DA-2K\.zip"):
-        download_da2k(tmp_path, hub.url, progress=False)
+@pytest.mark.parametrize("content", [b"no archive", pack({"other.json": b"{}"})])
+def test_another_file_of_the_hub_is_refused(hub: Server, tmp_path: Path, content: bytes) -> None:
+    hub.files[DA2K] = content
+    with pytest.raises(InnerVisionError, match=r"DA-2K\.zip"):
+        download_da2k(tmp_path, hub.url)
+    assert not (tmp_path / "DA-2K").exists()
+
+
+def test_a_hub_that_is_not_there(hub: Server, tmp_path: Path) -> None:
+    with pytest.raises(InnerVisionError, match="cannot find depth-anything/DA-2K on the Hub"):
+        download_da2k(tmp_path, "http://127.0.0.1:1")

@@ -13,16 +13,15 @@ from tqdm import tqdm
 from innervision.errors import InnerVisionError
 
 
-def unpack(archive: Path | IO[bytes], member: str, out: Path, *, progress: bool = True) -> None:
+def unpack(archive: Path | IO[bytes], member: str, out: Path) -> None:
     """Unpack the file or folder `member` to `out`, which appears when all of it is there.
 
-    A call that was stopped is gone on with. If `out` exists it is left as it is.
+    If `out` exists it is left as it is.
 
     Args:
         archive: path of the ZIP file, or the open file.
         member: with `/`; empty for all.
         out: of the file or folder.
-        progress: show a bar.
 
     Raises:
         InnerVisionError: the archive is broken, lacks the member, or would write outside of `out` or make anything
@@ -35,9 +34,9 @@ def unpack(archive: Path | IO[bytes], member: str, out: Path, *, progress: bool 
     try:
         with ZipFile(archive) as opened:
             targets = _targets(opened, member, unfinished, str(name))
-            missing = {info: path for info, path in targets.items() if not _is_there(path, info)}
-            check_space(out.parent, sum(info.file_size for info in missing))
-            for info, path in tqdm(missing.items(), desc=out.name, unit="file", disable=not progress):
+            _delete(unfinished)
+            check_space(out.parent, sum(info.file_size for info in targets))
+            for info, path in tqdm(targets.items(), desc=out.name, unit="file", disable=None):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(info) as source, path.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
@@ -78,5 +77,9 @@ def _targets(archive: ZipFile, member: str, out: Path, name: str) -> dict[ZipInf
     return targets
 
 
-def _is_there(path: Path, info: ZipInfo) -> bool:
-    return path.is_file() and path.stat().st_size == info.file_size and zlib.crc32(path.read_bytes()) == info.CRC
+def _delete(path: Path) -> None:
+    """Delete what a call that was stopped left behind."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
