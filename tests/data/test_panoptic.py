@@ -73,6 +73,16 @@ def test_root_root_with_split_and_file_give_the_same(coco: Path) -> None:
     assert read_panoptic(coco) == read_panoptic(coco / "annotations/panoptic_val2017.json")
 
 
+def test_a_map_exchanged_for_another_of_the_same_size_makes_another_fingerprint(coco: Path) -> None:
+    before = read_panoptic(coco).fingerprint()
+    path = coco / "annotations/panoptic_val2017/b.png"
+    right = path.read_bytes()
+    path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    assert read_panoptic(coco).fingerprint() != before
+    path.write_bytes(right)
+    assert read_panoptic(coco).fingerprint() == before
+
+
 def test_maps_equal_those_of_the_original_converter(shared: Path) -> None:
     golden = shared / "golden/metrics"
     source = golden / "pan/panoptic.json"

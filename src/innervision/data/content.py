@@ -1,6 +1,7 @@
 """What files hold, told apart without reading all of it."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,9 @@ THREADS = 16
 def content_hash(path: str | Path) -> str:
     """Give a short hash of a file's size and content, a fixed text where it cannot be read."""
     try:
-        size = Path(path).stat().st_size
-        digest = hashlib.sha256(f"{size}\n".encode())
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(f"{size}\n".encode())
             if size <= WHOLE:
                 digest.update(file.read())
             else:

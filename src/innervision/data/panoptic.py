@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from innervision.data.content import content_hashes
 from innervision.data.sources import ImageSet, check_inside, find_images, images_inside, read_json, short_hash
 from innervision.errors import InnerVisionError
 
@@ -61,8 +62,9 @@ class Panoptic:
     """Name of each label from 0 on."""
 
     def fingerprint(self) -> str:
-        """Give a short hash of the annotations; the PNGs are not read for it."""
-        return short_hash([self.categories, [[name, list(each.segments.items())] for name, each in self.maps.items()]])
+        """Give a short hash of the annotations and of the maps' content."""
+        segments = [[name, list(each.segments.items())] for name, each in self.maps.items()]
+        return short_hash([self.categories, segments, content_hashes([each.path for each in self.maps.values()])])
 
 
 def read_panoptic(source: str | Path, split: str | None = None) -> Panoptic:
@@ -78,7 +80,7 @@ def read_panoptic(source: str | Path, split: str | None = None) -> Panoptic:
     Raises:
         InnerVisionError: the annotations cannot be had or are not in this format; none of the images is there.
     """
-    source = find_annotations(source, split)
+    source = _find_annotations(source, split)
     content = read_json(source)
     found, categories = read_maps(source, content)
     images = find_images(source)
@@ -92,7 +94,7 @@ def read_panoptic(source: str | Path, split: str | None = None) -> Panoptic:
     return Panoptic(images, maps, categories)
 
 
-def find_annotations(source: str | Path, split: str | None = None) -> Path:
+def _find_annotations(source: str | Path, split: str | None = None) -> Path:
     """Find the panoptic annotation file of a COCO folder; a file is given back as it is.
 
     Raises:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from innervision.data.content import content_hashes
 from innervision.data.images import IMAGE_SUFFIXES
 from innervision.errors import InnerVisionError
 
@@ -32,20 +33,13 @@ class ImageSet:
         return len(self.paths)
 
     def fingerprint(self) -> str:
-        """Give a short hash of the names, their order and the files' sizes, which tells this set from others."""
-        return short_hash([[name, _size(path)] for name, path in zip(self.names, self.paths, strict=True)])
+        """Give a short hash of the names, their order and the files' content, which tells this set from others."""
+        return short_hash([self.names, content_hashes(self.paths)])
 
 
 def short_hash(content: Any) -> str:
     """Give a short hash of anything that JSON can hold."""
     return "sha256:" + hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # gone since it was found
-        return -1
 
 
 def find_images(source: str | Path, split: str | None = None) -> ImageSet:

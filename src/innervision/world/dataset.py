@@ -12,7 +12,11 @@ An image's id is the index of its scene: `render(seed, id, size)` gives all else
 
 import json
 import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,6 @@ from tqdm import tqdm
 
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.processes import map_in_processes
 from innervision.world.scenes import CATEGORIES, VERSION, Dice, Scene, depth_map, render
 
 FIRST_INDEX = {"train": 1, "val": 500_000_001}
@@ -61,7 +64,7 @@ def write_scenes(
             for index in range(first, first + counts[split], _CHUNK)
         ]
         with tqdm(total=train + val, unit="scene", disable=not progress) as bar:
-            for written in map_in_processes(_write_chunk, tasks, workers):
+            for written in _write_chunks(tasks, workers):
                 bar.update(written)
         for left_behind in out.rglob(".[0-9]*-*"):  # temporary files of a call that was killed
             left_behind.unlink()
@@ -170,6 +173,20 @@ def _claim(out: Path, settings: dict[str, int]) -> None:
             path.write_text(json.dumps(settings))
         with atomic_write(out / "README.md") as path:
             path.write_text(_README)
+
+
+def _write_chunks(tasks: Sequence[Task], workers: int) -> Iterator[int]:
+    """Write with `workers` processes (1 = this one), and yield how many scenes each chunk holds."""
+    if workers == 1:
+        yield from map(_write_chunk, tasks)
+        return
+    # Spawned, not forked: the caller may have threads running, and a fork may inherit their locks.
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts_to_the_caller) as pool:
+        yield from pool.map(_write_chunk, tasks)
+
+
+def _leave_interrupts_to_the_caller() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole process group
 
 
 def _write_chunk(task: Task) -> int:
