@@ -188,8 +188,8 @@ def test_classes_of_another_data_set_are_refused(world: World, run: Path, tmp_pa
 
 
 def test_a_run_without_the_target_is_refused(world: World, run: Path) -> None:
-    (run / "run.yaml").write_text((run / "run.yaml").read_text().replace("    seg:", "    other:"))
-    with pytest.raises(InnerVisionError, match="no probes for seg, only for depth, other"):
+    (run / "run.yaml").write_text((run / "run.yaml").read_text().replace("kind: seg", "kind: other"))
+    with pytest.raises(InnerVisionError, match="no probes for seg, only for depth, seg"):
         world.evaluate(run, "seg")
 
 
