@@ -9,7 +9,8 @@ from torch import Tensor
 
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data.loader import Batch
-from innervision.engine.fit import Learner
+from innervision.engine.learner import Learner
+from innervision.engine.session import Session
 from innervision.mllm import MLLM, Inputs
 from innervision.probes import ProbeBank
 from innervision.targets.depth import DepthTarget
@@ -78,7 +79,7 @@ class Bench:
 def build(size: Size, device: torch.device, every: int = 1) -> Bench:
     """Build LLaVA-1.5-7B, Depth Anything V2-L, OneFormer's Swin-L, CLIP ViT-H and probes, at a size.
 
-    On an accelerator the MLLM is in bfloat16 and the experts run under autocast, as in `innervision train`.
+    On an accelerator the MLLM is in bfloat16 and the experts in float32, as in `innervision train`.
 
     Args:
         size: of the models.
@@ -102,16 +103,16 @@ def build(size: Size, device: torch.device, every: int = 1) -> Bench:
         targets = []
         for kind, module, side in experts:
             preparer = Preparer(processor, side // size.side_shrink, side // size.side_shrink)
-            targets.append(kind(module, preparer, dtype=dtype))
+            targets.append(kind(module, preparer))
         layers = list(range(every, size.num_layers + 1, every))
         probe = ProbeSettings(heads=size.heads(4))
-        banks = {target.name: ProbeBank(mllm, target, layers, probe) for target in targets}
+        banks = {target.name: ProbeBank.for_models(mllm, target, layers, probe) for target in targets}
         pixels = {
             target.name: torch.randn(size.batch, 3, target.preparer.height, target.preparer.width) for target in targets
         }
         batch = Batch([str(i) for i in range(size.batch)], make_inputs(mllm, size), pixels, bad=[])
-    settings = TrainSettings(mllm="", images="", out="")
-    learner = Learner(mllm, targets, banks, layers, settings, num_steps=10_000)
+    session = Session(TrainSettings(mllm="", images="", out=""), mllm, targets, "train")
+    learner = Learner(session, banks, layers, num_steps=10_000)
     return Bench(mllm, targets, depth_model, banks, layers, learner, batch)
 
 

@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.models import Bench
-from innervision.engine.fit import autocast
 
 
 class PlainLearner:
@@ -37,7 +36,7 @@ class PlainLearner:
             bank = self.bench.banks[target.name]
             losses[target.name] = {}
             for layer in self.bench.layers:
-                with autocast(mllm.device), sdpa_kernel(SDPBackend.MATH):
+                with self.bench.learner.session.autocast(mllm.device), sdpa_kernel(SDPBackend.MATH):
                     prediction = bank(layer, output.hidden_states[layer], inputs.mask)
                 losses[target.name][layer] = F.smooth_l1_loss(prediction, features)
                 if target.name == "depth":
@@ -50,7 +49,7 @@ class PlainLearner:
         """Give depth maps (B, 336, 336) of features (B, 576, C), which stand at all four inputs of the head."""
         model = self.bench.depth_model
         side = round(features.shape[1] ** 0.5)
-        with autocast(features.device):
+        with self.bench.learner.session.autocast(features.device):
             with_cls = F.pad(features, (0, 0, 1, 0))  # the neck drops the CLS token
             return model.head(model.neck([with_cls] * 4, side, side), side, side)
 
