@@ -1,3 +1,7 @@
+"""What figures draw, and what they say of it."""
+
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +12,14 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
+from scipy import stats
 
 from innervision.errors import InnerVisionError
-from innervision.metrics.interval import bootstrap_interval
+from innervision.metrics.registry import Metric
 from innervision.report.figures import COLORS, GREY, curves_figure, plot_curves
 
-SPREAD = np.array([-0.1, 0.0, 0.1])  # three images around each mean
+SPREAD = np.array([-0.1, -0.05, 0.0, 0.0, 0.05, 0.1])  # of six images around each mean
+IMAGES = [f"{name}.jpg" for name in "abcdef"]
 
 
 def make_run(
@@ -35,9 +41,9 @@ def make_run(
     parts = [
         pd.DataFrame(
             {
-                "image": ["a.jpg", "b.jpg", "c.jpg"],
+                "image": IMAGES,
                 "target": target,
-                "layer": pd.array([layer] * 3, dtype="Int64"),
+                "layer": pd.array([layer] * len(IMAGES), dtype="Int64"),
                 "source": source,
                 "metric": metric,
                 "protocol": protocol,
@@ -49,9 +55,15 @@ def make_run(
         for source, layer, level in levels
     ]
     (run / "scores").mkdir(parents=True)
-    (run / "run.yaml").write_text(f"mllm: {mllm}\ntargets: [{', '.join(targets)}]\n")
+    write_settings(run, mllm, protocol)
     pd.concat(parts, ignore_index=True).to_parquet(run / "scores" / "similarity.parquet")
     return run
+
+
+def write_settings(run: Path, mllm: str = "world/tuned", protocol: str = "standard") -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    settings = f"settings: {{mllm: {mllm}, protocol: {protocol}}}"
+    (run / "run.yaml").write_text(f"format: 2\n{settings}\nrecord: {{}}\n")
 
 
 def add_task(run: Path, task: str, metric: str, probe: dict[int, float], **levels: float) -> Path:
@@ -64,7 +76,7 @@ def add_task(run: Path, task: str, metric: str, probe: dict[int, float], **level
     rows = [
         (image, task, layer, source, metric, protocol, value, group, 1.0)
         for source, layer, level in sources
-        for image, step in zip(("a.jpg", "b.jpg", "c.jpg"), SPREAD, strict=True)
+        for image, step in zip(IMAGES, SPREAD, strict=True)
         for protocol, group, value in (
             ("standard", None, level + step),
             ("standard", "indoor", level / 2),
@@ -137,10 +149,10 @@ def test_the_lines_carry_the_scores(tmp_path):
     assert list(mean.get_ydata()) == pytest.approx([0.25, 0.25])
 
 
-def test_the_band_is_the_bootstrap_interval(tmp_path):
+def test_the_band_is_the_interval_over_images(tmp_path):
     panel = curves_figure([make_run(tmp_path / "run")], "cosine").axes[0]
     [band] = panel.collections[:1]
-    low, high = bootstrap_interval(SPREAD)
+    low, high = stats.ttest_1samp(SPREAD, 0).confidence_interval(0.95)  # without skewness it is Student's
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices.round(9)}
     expected = {(layer, round(level + end, 9)) for layer, level in ((1, 0.5), (2, 0.6)) for end in (low, high)}
     assert expected <= corners
@@ -260,7 +272,7 @@ def test_the_legend_names_floors_and_ceilings(scored_by_tasks):
         "zero feature (no MLLM)",
         "the expert's own features",
         "the expert as it is",
-        "95% interval over 3 images",
+        "95% interval over 6 images",
     ]
 
 
@@ -273,8 +285,7 @@ def test_a_target_without_a_task_leaves_its_place_empty(tmp_path):
 
 
 def test_a_run_may_have_scores_of_a_task_alone(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/run.yaml").write_text("mllm: world/tuned\n")
+    write_settings(tmp_path / "run")
     run = add_task(tmp_path / "run", "depth", "accuracy", {1: 0.7, 2: 0.8}, mean=0.5)
     [panel] = curves_figure([run]).axes
     assert line(panel, "probe: world/tuned").get_ydata().tolist() == pytest.approx([0.7, 0.8])
@@ -294,7 +305,7 @@ def test_runs_scored_by_different_metrics_have_a_panel_for_each(tmp_path):
     assert ["probe: b" in labels for labels in lines] == [False, True]
 
 
-def test_what_the_paper_does_not_score_is_drawn_by_the_standard(tmp_path):
+def test_a_paper_run_is_drawn_by_the_papers_rule_where_it_has_one(tmp_path):
     run = make_run(tmp_path / "run", protocol="paper")
     add_task(run, "depth", "accuracy", {1: 0.7, 2: 0.8}, mean=0.5)
     table = pd.read_parquet(run / "scores/depth.parquet")
@@ -303,7 +314,43 @@ def test_what_the_paper_does_not_score_is_drawn_by_the_standard(tmp_path):
     label = "probe: world/tuned, paper protocol"
     accuracy, ties = (curves_figure([run], metric).axes[0] for metric in ("accuracy", "ties"))
     assert line(accuracy, label).get_ydata().tolist() == [0, 0]
+    assert accuracy.get_ylabel() == "accuracy over point pairs\n(paper rule; higher is better)"
     assert line(ties, label).get_ydata().tolist() == pytest.approx([0.7, 0.8])
+    assert ties.get_ylabel() == "share of ties\n(lower is better)"
+
+
+def test_runs_of_two_protocols_are_drawn_by_the_same_rule(tmp_path):
+    paper = make_run(tmp_path / "paper", protocol="paper")
+    standard = make_run(tmp_path / "standard")
+    for run in (paper, standard):
+        add_task(run, "depth", "accuracy", {1: 0.7, 2: 0.8}, mean=0.5)
+    panel = curves_figure([paper, standard], "accuracy", labels=["a", "b"]).axes[0]
+    for label in ("probe: a, paper protocol", "probe: b"):
+        assert line(panel, label).get_ydata().tolist() == pytest.approx([0.7, 0.8])
+    assert panel.get_ylabel() == "accuracy over point pairs\n(higher is better)"
+
+
+def test_a_task_brings_the_name_and_direction_of_its_metric(tmp_path):
+    run = add_task(make_run(tmp_path / "run"), "blur", "sharpness:x", {1: 0.7, 2: 0.8}, mean=0.5)
+    metric = Metric("sharpness", "Sharpness", higher_is_better=False, axis="sharpness of edges", floors=())
+    (run / "scores/blur.json").write_text(json.dumps({"metrics": {"sharpness": asdict(metric)}}))
+    panel = curves_figure([run]).axes[-1]
+    assert panel.get_ylabel() == "sharpness of edges (x)\n(lower is better)"
+    assert not [drawn for drawn in panel.get_lines() if str(drawn.get_label()).startswith("mean")]
+
+
+def test_intervals_that_do_not_hold_are_not_drawn(tmp_path):
+    run = make_run(tmp_path / "run", metrics=("miou",))
+    table = pd.read_parquet(run / "scores/similarity.parquet")
+    rare = table[table["image"].isin(IMAGES[:4])].assign(group="rare")
+    pd.concat([table.assign(group="often"), rare]).assign(weight=1.0).to_parquet(run / "scores/similarity.parquet")
+    assert not np.isfinite(band(curves_figure([run], "miou").axes[0])).any()
+    table.assign(group="often", weight=1.0).to_parquet(run / "scores/similarity.parquet")
+    assert np.isfinite(band(curves_figure([run], "miou").axes[0])).any()
+
+
+def band(panel: Axes) -> np.ndarray:
+    return np.array([corner for path in panel.collections[0].get_paths() for corner in path.vertices])
 
 
 def test_a_metric_of_a_task_can_be_asked_for(scored_by_tasks):
@@ -320,13 +367,13 @@ def test_the_legend_tells_a_newcomer_what_is_what(tmp_path):
         "probe of llava-hf/llava-1.5-7b-hf",
         "another image (shuffled)",
         "mean feature (no MLLM)",
-        "95% interval over 3 images",
+        "95% interval over 6 images",
     ]
 
 
 def test_the_legend_names_only_what_is_drawn(tmp_path):
     run = make_run(tmp_path / "run", mean=None)
-    assert legend(curves_figure([run])) == ["probe of world/tuned", "95% interval over 3 images"]
+    assert legend(curves_figure([run])) == ["probe of world/tuned", "95% interval over 6 images"]
 
 
 def test_runs_of_one_mllm_are_told_apart_by_their_folders(tmp_path):
@@ -386,8 +433,7 @@ def test_no_text_is_clipped_or_overlaps(tmp_path):
 
 def test_a_run_without_scores_is_named(tmp_path):
     run = make_run(tmp_path / "run")
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare/run.yaml").write_text("mllm: world/base\n")
+    write_settings(tmp_path / "bare", "world/base")
     with pytest.raises(InnerVisionError, match=r"bare has no similarity scores yet.*evaluate similarity"):
         curves_figure([run, tmp_path / "bare"])
 
@@ -413,10 +459,16 @@ def test_more_runs_than_colors_are_refused(tmp_path):
         curves_figure(runs)
 
 
-@pytest.mark.parametrize("content", ["targets: [depth]", "mllm: [", ""])
-def test_a_run_that_does_not_name_its_mllm_needs_a_label(tmp_path, content):
+def test_a_run_that_does_not_name_its_mllm_needs_a_label(tmp_path):
     run = make_run(tmp_path / "run")
-    (run / "run.yaml").write_text(content)
+    (run / "run.yaml").write_text("format: 2\nsettings: {protocol: standard}\n")
     with pytest.raises(InnerVisionError, match=r"run\.yaml does not name its mllm\. Give labels"):
         curves_figure([run])
     assert legend(curves_figure([run], labels=["mine"]))[0] == "probe of mine"
+
+
+def test_a_run_of_an_older_form_is_named(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "run.yaml").write_text("mllm: world/tuned\n")
+    with pytest.raises(InnerVisionError, match=r"run\.yaml has no format number"):
+        curves_figure([run])

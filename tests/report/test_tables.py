@@ -1,14 +1,19 @@
+"""Scores averaged over images, and written as text."""
+
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from innervision.errors import InnerVisionError
-from innervision.report.tables import format_table, read_scores, summarize
+from innervision.metrics.registry import Metric
+from innervision.report.files import read_scores
+from innervision.report.tables import format_table, summarize, tabulate
 
-IMAGES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+IMAGES = [f"{name}.jpg" for name in "abcdefghi"]
 
 
 def rows(values, *, layer=1, source="probe", metric="cosine", target="depth", protocol="standard"):
@@ -32,7 +37,7 @@ def table(*parts: pd.DataFrame) -> pd.DataFrame:
 
 def write_run(run: Path, scores: pd.DataFrame) -> Path:
     (run / "scores").mkdir(parents=True)
-    (run / "run.yaml").write_text("mllm: world/tuned\ntargets: [depth]\n")
+    (run / "run.yaml").write_text("format: 2\nsettings: {mllm: world/tuned, protocol: standard}\nrecord: {}\n")
     scores.to_parquet(run / "scores" / "similarity.parquet")
     return run
 
@@ -56,54 +61,6 @@ SCORES = table(
 )
 
 
-# Reading
-
-
-def test_scores_are_read_as_written(tmp_path):
-    scores = read_scores(write_run(tmp_path / "run", SCORES))
-    assert scores["value"].tolist() == SCORES["value"].tolist()
-    assert scores["layer"].dtype == "Int64"
-    assert scores["layer"].isna().sum() == 2
-    assert scores["image"].tolist() == SCORES["image"].tolist()
-
-
-def test_a_missing_run_says_how_to_make_one(tmp_path):
-    with pytest.raises(InnerVisionError, match=r"absent does not exist\. .*innervision train .*--out .*absent"):
-        read_scores(tmp_path / "absent")
-
-
-def test_a_folder_that_is_no_run_is_named_so(tmp_path):
-    with pytest.raises(InnerVisionError, match=r"is not a run \(it has no run\.yaml\)"):
-        read_scores(tmp_path)
-
-
-@pytest.mark.parametrize(("evaluation", "option"), [("similarity", "--images"), ("depth", "--data")])
-def test_a_run_not_yet_evaluated_says_which_command_to_run(tmp_path, evaluation, option):
-    (tmp_path / "run.yaml").write_text("mllm: world/tuned\n")
-    command = f"innervision evaluate {evaluation} {tmp_path} {option} PATH"
-    with pytest.raises(InnerVisionError, match=f"has no {evaluation} scores yet.*{command}"):
-        read_scores(tmp_path, evaluation)
-
-
-@pytest.mark.parametrize("content", [b"not parquet", b""])
-def test_a_broken_file_is_not_a_score_table(tmp_path, content):
-    run = write_run(tmp_path / "run", SCORES)
-    (run / "scores/similarity.parquet").write_bytes(content)
-    with pytest.raises(InnerVisionError, match=r"similarity\.parquet is not a score table.*evaluate similarity"):
-        read_scores(run)
-
-
-def test_a_table_without_a_column_is_not_a_score_table(tmp_path):
-    run = write_run(tmp_path / "run", SCORES.drop(columns="protocol"))
-    with pytest.raises(InnerVisionError, match=r"is not a score table.*protocol"):
-        read_scores(run)
-
-
-def test_an_empty_table_is_refused(tmp_path):
-    with pytest.raises(InnerVisionError, match="holds no scores"):
-        read_scores(write_run(tmp_path / "run", SCORES.iloc[:0]))
-
-
 # Averaging
 
 
@@ -120,23 +77,6 @@ def test_a_null_layer_averages_the_decoder_layers_alone():
     summary = summarize(SCORES)
     assert only(summary, source="probe", layer=None)["mean"] == pytest.approx((0.1 + 0.3 + 0.5 + 0.9) / 4)
     assert only(summary, source="shuffled", layer=None)["mean"] == pytest.approx((0.0 + 0.2 + 0.1 + 0.1) / 4)
-
-
-def test_intervals_equal_scipys():
-    values = np.random.default_rng(0).normal(size=4)
-    row = only(summarize(rows(values)), layer=1)
-    expected = stats.bootstrap(
-        (values,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_layers_are_averaged_within_each_image_first():
-    # the two layers cancel in every image, so their average does not vary at all
-    summary = summarize(table(rows([0.1, 0.9, 0.4], layer=1), rows([0.9, 0.1, 0.6], layer=2)))
-    average = only(summary, layer=None)
-    assert (average["mean"], average["low"], average["high"]) == pytest.approx((0.5, 0.5, 0.5))
-    assert only(summary, layer=1)["low"] < 0.3
 
 
 def test_targets_metrics_and_protocols_are_kept_apart():
@@ -163,38 +103,15 @@ def test_categories_and_strings_give_the_same(tmp_path):
     pd.testing.assert_frame_equal(summarize(read), summarize(SCORES))
 
 
-def test_groups_may_hold_different_images():
-    scores = table(rows([0.1, 0.2, 0.3, 0.8], layer=1), rows([0.5, 0.7], layer=2))
-    summary = summarize(scores)
-    assert only(summary, layer=1)["mean"] == pytest.approx(0.35)
-    assert only(summary, layer=2)["mean"] == pytest.approx(0.6)
-    assert summary["images"].tolist() == [4, 2, 2]
-    # the average is over the two images that have both layers
-    assert only(summary, layer=None)["mean"] == pytest.approx((0.3 + 0.45) / 2)
+def test_shares_have_a_width_where_all_are_right():
+    ones = [1.0] * 6
+    assert only(summarize(rows(ones, metric="accuracy")), layer=1)["low"] < 0.9
+    assert only(summarize(rows(ones, metric="cosine")), layer=1)["low"] == 1
 
 
-def test_without_an_image_that_has_all_layers_there_is_no_average():
-    scores = table(rows([0.1, 0.2], layer=1), rows([0.1, 0.2, 0.5, 0.7], layer=2).iloc[2:])
-    assert summarize(scores)["layer"].tolist() == [1, 2]
-
-
-def test_nan_shows_in_its_layer_and_the_average_alone():
-    summary = summarize(table(rows([0.1, np.nan], layer=1), rows([0.5, 0.7], layer=2)))
-    for layer in (1, None):
-        assert only(summary, layer=layer)[["mean", "low", "high"]].isna().all()
-    assert only(summary, layer=2)["mean"] == pytest.approx(0.6)
-    assert np.isfinite(only(summary, layer=2)["low"])
-
-
-def test_minus_infinity_is_the_mean_of_values_that_hold_it():
-    row = only(summarize(rows([0.1, -np.inf])), layer=1)
-    assert row["mean"] == -np.inf
-    assert np.isnan(row["low"])
-
-
-def test_the_same_score_twice_is_an_error():
-    with pytest.raises(InnerVisionError, match="2 scores stand in the table more than once"):
-        summarize(table(SCORES, rows([0.1, 0.3], layer=1)))
+def test_a_task_says_which_of_its_metrics_are_shares():
+    share = {"hits": Metric("hits", "hits", share=True)}
+    assert only(summarize(rows([1.0] * 6, metric="hits"), share), layer=1)["low"] < 0.9
 
 
 # Writing
@@ -204,17 +121,21 @@ def lines_of(scores: pd.DataFrame, target: str = "depth") -> list[list[str]]:
     return [line.split() for line in format_table(summarize(scores), [target]).splitlines()]
 
 
+def same(value: float) -> list[float]:
+    return [value] * 6
+
+
 def test_a_table_reads_from_vision_to_the_floors():
     constant = table(
-        rows([0.61, 0.61], layer=-1),
-        rows([0.52, 0.52], layer=0),
-        rows([0.25, 0.25], layer=1),
-        rows([0.75, 0.75], layer=2),
-        rows([-0.02, -0.02], layer=2, source="shuffled"),
-        rows([0.125, 0.125], layer=None, source="mean"),
+        rows(same(0.61), layer=-1),
+        rows(same(0.52), layer=0),
+        rows(same(0.25), layer=1),
+        rows(same(0.75), layer=2),
+        rows(same(-0.02), layer=2, source="shuffled"),
+        rows(same(0.125), layer=None, source="mean"),
     )
     lines = lines_of(constant)
-    assert lines[0] == ["depth:", "2", "images,", "standard", "protocol"]
+    assert lines[0] == ["depth:", "6", "images,", "scored", "by", "the", "standard", "rule"]
     assert lines[2:10] == [
         ["cosine"],
         ["layer", "probe", "[low,", "high]", "shuffled"],
@@ -247,19 +168,46 @@ def test_a_table_shows_its_target_alone():
     assert "0.999" not in text
 
 
-def test_each_protocol_has_a_table_of_its_own():
-    text = format_table(summarize(table(rows([0.1, 0.1]), rows([0.2, 0.2], protocol="paper"))), ["depth"])
+def test_each_rule_has_a_table_of_its_own_and_the_runs_protocol_is_named():
+    summary = summarize(table(rows(same(0.1), metric="centred_cosine"), rows(same(0.2), protocol="paper")))
+    text = format_table(summary, ["depth"], protocol="paper")
     standard, paper = text.split("depth: ")[1:]
-    assert paper.startswith("2 images, paper protocol")
+    assert paper.startswith("6 images, run of the paper protocol, scored by the paper rule")
     assert "0.200 [0.200, 0.200]" in paper
-    assert standard.startswith("2 images, standard protocol")
+    assert standard.startswith("6 images, run of the paper protocol, scored by the standard rule")
     assert "0.100 [0.100, 0.100]" in standard
+
+
+def test_the_tables_of_a_run_name_its_protocol_and_its_tasks_metrics(tmp_path):
+    run = write_run(tmp_path / "run", rows([0.123, 0.123], metric="sharpness:x"))
+    metric = Metric("sharpness", "Sharpness", "how sharp", higher_is_better=False, number_format=".1f")
+    facts = {"plan": {"protocol": "paper"}, "metrics": {"sharpness": asdict(metric)}}
+    (run / "scores/similarity.json").write_text(json.dumps(facts))
+    text = tabulate(str(run)).text
+    assert text.startswith("depth: 2 images, run of the paper protocol, scored by the standard rule")
+    assert "Sharpness (x)" in text
+    assert "0.1 [-, -]" in text
+    assert text.endswith("Sharpness           how sharp; lower is better")
+
+
+def test_images_of_a_group_are_counted():
+    grouped = table(*(rows([0.5] * n).assign(group=name) for name, n in (("indoor", 2), ("outdoor", 6))))
+    lines = [line.split() for line in format_table(summarize(table(rows(same(0.5)), grouped)), ["depth"]).splitlines()]
+    start = lines.index(["cosine", "by", "group"])
+    assert lines[start + 2 : start + 4] == [["layer", "indoor", "outdoor"], ["images", "2", "6"]]
+
+
+def test_a_mean_over_classes_that_few_images_have_bears_a_warning():
+    classes = table(*(rows([0.2, 0.4, 0.3][:n] * 3, metric="miou").assign(group=str(n)) for n in (1, 3)))
+    text = format_table(summarize(classes), ["depth"])
+    assert "warning: 1 of the 2 classes are in fewer than 5 images. The intervals of mIoU do not hold." in text
+    assert "warning" not in format_table(summarize(classes[classes["group"] == "3"]), ["depth"])
 
 
 def four_metrics(sign: float) -> pd.DataFrame:
     metrics = ["explained_variance", "cosine", "centred_cosine", "token_cosine"]
     return table(
-        *(rows([sign * 0.3, sign * 0.4], layer=layer, metric=metric) for layer in (1, 32) for metric in metrics),
+        *(rows([sign * 0.3, sign * 0.4] * 3, layer=layer, metric=metric) for layer in (1, 32) for metric in metrics),
         *(rows([-0.1, -0.2], layer=layer, source="shuffled", metric=metrics[0]) for layer in (1, 32)),
         *(rows([0.1, 0.2], layer=layer, source="shuffled", metric=metrics[1]) for layer in (1, 32)),
         *(rows([0.1, 0.2], layer=layer, source="shuffled", metric=metrics[2]) for layer in (1, 32)),
@@ -286,13 +234,13 @@ def test_metrics_that_do_not_fit_go_below():
 
 
 def test_what_is_not_known_is_not_invented():
-    lines = lines_of(table(rows([0.5]), rows([np.nan], layer=2)))
-    assert lines[4] == ["1", "0.500", "[-,", "-]"]  # one image has no interval
+    lines = lines_of(table(rows([0.5, 0.5]), rows([0.5, np.nan], layer=2)))
+    assert lines[4] == ["1", "0.500", "[-,", "-]"]  # two images have no interval
     assert lines[5] == ["2", "nan", "[-,", "-]"]
 
 
 def test_a_zero_has_no_sign():
-    assert lines_of(rows([-1e-9, -1e-9]))[4] == ["1", "0.000", "[0.000,", "0.000]"]
+    assert lines_of(rows(same(-1e-9)))[4] == ["1", "0.000", "[0.000,", "0.000]"]
 
 
 def test_images_that_differ_between_lines_are_counted_as_a_range():
@@ -301,7 +249,7 @@ def test_images_that_differ_between_lines_are_counted_as_a_range():
 
 
 def test_an_unknown_metric_goes_by_its_key():
-    assert ["accuracy"] in lines_of(rows([0.5, 0.5], metric="accuracy"))
+    assert ["sharpness"] in lines_of(rows([0.5, 0.5], metric="sharpness"))
 
 
 def test_an_unknown_target_names_those_there_are():

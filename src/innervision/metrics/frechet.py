@@ -5,10 +5,10 @@ NaN or infinite, so are the scores.
 
 Both distances are of sets: they do not see which drawn image belongs to which real one. Where the two sets are paired
 (row i of both comes from image i), the functions `…_by_image` share a distance out among the images: one value per
-image, whose mean is exactly the distance, and whose bootstrap over images gives the interval of the distance. A value
-is the distance plus the image's influence on it (the infinitesimal jackknife of Efron and Tibshirani 1993, ch. 21).
-Resampling the images and measuring the distance anew would cost a decomposition per resample, and be off: a resample
-repeats images, which makes its covariance too narrow and its distance too large by as much as the distance's own bias.
+image, whose mean is exactly the distance, and whose spread gives the interval of what the distance is expected to be
+over as many images. A value is the distance plus the image's influence on it (the infinitesimal jackknife of Efron and
+Tibshirani 1993, ch. 21). Measuring the distance anew without each image, or over resamples, would cost a decomposition
+each time; and a resample repeats images, which makes its covariance too narrow and its distance too large.
 """
 
 from typing import NamedTuple
@@ -45,28 +45,16 @@ def frechet_by_image(drawn: Features, real: Features) -> NDArray[np.float64]:
     return distance + of_drawn + of_real
 
 
-def kernel_distance(drawn: Features, real: Features) -> float:
-    """Squared maximum mean discrepancy of two independent sets under the kernel (x·y / d + 1)³: on Inception, the KID.
-
-    Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401: unbiased, so it may fall below 0. Over all pairs of
-    images at once, where other tools average over subsets drawn at random.
-
-    Raises:
-        ValueError: a set has fewer than two images, or the sets differ in their number of features.
-    """
-    first, second = _sets(drawn, real)
-    within = _kernel_with_others(first, first).mean() + _kernel_with_others(second, second).mean()
-    return float(within - 2 * _sum_kernel(first, second).mean() / len(second))
-
-
 def kernel_by_image(drawn: Features, real: Features) -> NDArray[np.float64]:
     """Share the kernel distance out among the n images of paired sets: (n,), with the distance as its mean.
 
-    Unbiased for pairs: a drawn image is compared with all real ones but its own (Gretton et al. 2012, eq. 4,
-    https://jmlr.org/papers/v13/gretton12a.html). `kernel_distance` would count its own as well, and be too low.
+    It is the squared maximum mean discrepancy under the kernel (x·y / d + 1)³: on Inception features, the KID
+    (Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401), over all pairs of images at once, where other tools
+    average over subsets drawn at random. It is unbiased for pairs, so it may fall below 0: a drawn image is compared
+    with all real ones but its own (Gretton et al. 2012, eq. 4, https://jmlr.org/papers/v13/gretton12a.html).
 
     Raises:
-        ValueError: as `kernel_distance`, or the sets are not equally many.
+        ValueError: as `frechet_by_image`.
     """
     _require_pairs(drawn, real)
     first, second = _sets(drawn, real)

@@ -1,101 +1,159 @@
 """How much one run scores above another on the same images."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from innervision.errors import InnerVisionError
-from innervision.report.resample import SERIES, interval_of, resample
-from innervision.report.tables import in_order, read_scores
-
-OF_SETS = ("fid", "kid", "frechet", "kernel")
-"""Metrics of a whole set of images: a part of the images does not have its own."""
+from innervision.metrics.registry import Metric, find_metric
+from innervision.report.files import Facts, evaluations_of, read_facts, read_scores
+from innervision.report.jackknife import SERIES, Series, difference, jackknife
+from innervision.report.tables import in_order
 
 MAY_DIFFER = {"probes", "files", "num_images", "batch_size", "save_images"}
 """What two evaluations may have been made with, each its own, and be compared over the images that both have."""
 
 
-class Comparison(NamedTuple):
+class Compared(NamedTuple):
     """What two runs have in common."""
 
     differences: pd.DataFrame
     """As `summarize` gives scores; mean, low and high are of the difference."""
     left_out: list[str]
-    """What was scored of both and yet cannot be compared, and why."""
+    """What was scored of both and yet is not compared, and why."""
+    notes: list[str]
+    """What a reader of the differences must know: how images were paired, and what differs in how scores were made."""
+    metrics: dict[str, Metric]
+    """Those that tasks brought, by key."""
 
 
-def compare(first: Path, second: Path) -> Comparison:
+def compare(first: str | Path, second: str | Path) -> Compared:
     """Give the paired difference, first less second, of all that the probes of two runs were scored by.
 
-    Both runs are scored over the images that they share, and over the same resamples of them: what makes an image easy
-    or hard for both cancels. A null layer is the difference of the averages over the decoder layers, of those that both
-    runs have where their last layers are the same, else of each run's own. Distances of sets (FID and the like) are
+    Both runs are scored over the images that they share, told by name and content: what makes an image easy or hard
+    for both cancels. A null layer is the difference of the averages over the decoder layers, of those that both runs
+    have where their last layers are the same, else of each run's own. Distances of sets (FID and the like) are
     compared where they are over the same images alone.
 
     Raises:
         InnerVisionError: a run has no scores, or the two have nothing in common.
     """
-    names = [{path.stem for path in (run / "scores").glob("*.parquet")} for run in (first, second)]
-    if not all(names):
-        read_scores(second if names[0] else first)  # says what is missing
-    parts, left_out = [], []
-    for name in in_order(names[0] & names[1], ["similarity"]):
-        if other := _made_otherwise(first, second, name):
+    names = [evaluations_of(run) for run in (first, second)]
+    parts: list[pd.DataFrame] = []
+    left_out: list[str] = []
+    notes: dict[str, list[str]] = {}
+    metrics: dict[str, Metric] = {}
+    for name in [name for name in names[0] if name in names[1]]:
+        facts = read_facts(first, name), read_facts(second, name)
+        if other := _made_otherwise(*facts):
             left_out.append(f"{name}: made otherwise ({other})")
             continue
-        found, lost = _compare(first, second, name)
+        tables = read_scores(first, name), read_scores(second, name)
+        pairs = _pair_images(tables, facts)
+        left_out += [f"{name}: {reason}" for reason in pairs.left_out]
+        metrics = {**facts[1].metrics, **facts[0].metrics, **metrics}
+        found, lost = _compare(tables, pairs, metrics)
         parts += found
         left_out += [f"{name}: {reason}" for reason in lost]
+        if found:
+            for note in [*pairs.notes, *_differences_of_setup(*facts)]:
+                notes.setdefault(note, []).append(name)
     if not parts:
         reasons = "; ".join(left_out) or "they were not scored by the same metrics on the same images"
         raise InnerVisionError(f"{first} and {second} cannot be compared: {reasons}")
-    return Comparison(pd.concat(parts, ignore_index=True), left_out)
+    told = [f"{', '.join(evaluations)}: {note}" for note, evaluations in notes.items()]
+    return Compared(pd.concat(parts, ignore_index=True), left_out, told, metrics)
 
 
-def _made_otherwise(first: Path, second: Path, evaluation: str) -> str:
+def _made_otherwise(first: Facts, second: Facts) -> str:
     """Say what differs in how two runs were scored, apart from images and models."""
-    plans = [_plan(run / f"scores/{evaluation}.json") for run in (first, second)]
+    plans = [{**facts.plan, "model": facts.features} for facts in (first, second)]
     keys = [key for key in plans[0] if key in plans[1] and key not in MAY_DIFFER]
     return "; ".join(f"{key}: {plans[0][key]} and {plans[1][key]}" for key in keys if plans[0][key] != plans[1][key])
 
 
-def _plan(path: Path) -> Mapping[str, Any]:
-    """Read how scores were made: the plan, and which model's features images were compared in."""
-    if not path.exists():
-        return {}
-    facts = json.loads(path.read_text())
-    return {**facts.get("plan", {}), "model": facts.get("features")}
+def _differences_of_setup(first: Facts, second: Facts) -> Iterator[str]:
+    """Say what differs in the machines and programs that two runs were scored with."""
+    one, other = _flatten(first.setup), _flatten(second.setup)
+    for key in [*one, *(key for key in other if key not in one)]:
+        values = [str(side.get(key, "not recorded")) for side in (one, other)]
+        if one and other and values[0] != values[1]:
+            yield f"{key} differs: {values[0]} and {values[1]}"
 
 
-def _compare(first: Path, second: Path, evaluation: str) -> tuple[list[pd.DataFrame], list[str]]:
-    tables = [read_scores(run, evaluation) for run in (first, second)]
-    tables = [scores[scores["source"] == "probe"].astype({"metric": str, "target": str}) for scores in tables]
+def _flatten(setup: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Give nested names as one: {"dtype": {"mllm": …}} as {"dtype of mllm": …}."""
+    flat: dict[str, Any] = {}
+    for name, value in setup.items():
+        label = f"{under} of {name}" if under else name
+        flat |= _flatten(value, label) if isinstance(value, Mapping) else {label: value}
+    return flat
+
+
+class _Pairs(NamedTuple):
+    """Which images of two tables are the same."""
+
+    images: set[str]
+    complete: bool
+    """Whether both tables are over these images alone."""
+    left_out: list[str]
+    notes: list[str]
+
+
+def _pair_images(tables: tuple[pd.DataFrame, pd.DataFrame], facts: tuple[Facts, Facts]) -> _Pairs:
+    """Pair images by name and by the hash of their content, as far as that is known."""
+    one, other = (set(table["image"].unique()) for table in tables)
+    named = one & other
+    hashes = facts[0].images, facts[1].images
+    unknown = {name for name in named if name not in hashes[0] or name not in hashes[1]}
+    changed = sorted(name for name in named - unknown if hashes[0][name] != hashes[1][name])
+    left_out, notes = [], []
+    if changed:
+        left_out.append(
+            f"{len(changed):,} of {len(named):,} images of the same name have another content, as {changed[0]}"
+        )
+    elif not named:
+        left_out.append(f"no image of the one has the name of one of the other, as {min(one)} and {min(other)}")
+    if unknown:
+        notes.append(
+            f"{len(unknown):,} images were paired by name alone, since the older scores do not tell their content"
+        )
+    return _Pairs(named - set(changed), one == other and not changed, left_out, notes)
+
+
+def _compare(
+    tables: tuple[pd.DataFrame, pd.DataFrame], pairs: _Pairs, metrics: Mapping[str, Metric]
+) -> tuple[list[pd.DataFrame], list[str]]:
+    """Give the differences of one evaluation, and what cannot be compared."""
+    if not pairs.images:
+        return [], []
     parts, left_out = [], []
-    for target in [name for name in tables[0]["target"].unique() if name in set(tables[1]["target"])]:
-        one, other = (scores[scores["target"] == target] for scores in tables)
-        images = set(one["image"]) & set(other["image"])
-        metrics = set(one["metric"]) & set(other["metric"])
-        of_sets = {metric for metric in metrics if metric.partition(":")[0] in OF_SETS}
-        if of_sets and set(one["image"]) != set(other["image"]):
-            metrics -= of_sets
-            left_out.append("distances of sets of other images")
-        if one["layer"].max() == other["layer"].max():
-            layers = set(one["layer"]) & set(other["layer"])
-            one, other = (scores[scores["layer"].isin(layers)] for scores in (one, other))
-        one, other = (scores[scores["metric"].isin(metrics)] for scores in (one, other))
-        if not images or one.empty or other.empty:
-            continue
-        found = [resample(scores, images) for scores in (one, other)]
-        keys = [*SERIES, "layer", "group", "images"]  # the same number of images: the same resamples of them
-        numbered = [rows.assign(number=range(len(rows))) for rows, _ in found]
-        both = numbered[0].merge(numbered[1], on=keys, suffixes=("", "_second"))
-        draws = found[0].draws[:, both["number"]] - found[1].draws[:, both["number_second"]]
-        low, high = interval_of(draws[1:])
-        spread = (both["images"] > 1).to_numpy()
-        rows = both[keys].assign(mean=draws[0], low=np.where(spread, low, np.nan), high=np.where(spread, high, np.nan))
-        parts.append(rows[rows["group"].isna() | rows["mean"].notna()])
+    one, other = (_of_probes(table, pairs.images) for table in tables)
+    shared = set(one["metric"].unique()) & set(other["metric"].unique())
+    if sets := {key for key in shared if find_metric(key, metrics).of_set and not pairs.complete}:
+        shared -= sets
+        left_out.append("distances of sets of other images")
+    one, other = (table[table["metric"].isin(shared)] for table in (one, other))
+    for target in in_order(set(one["target"].unique()) & set(other["target"].unique()), one["target"].unique()):
+        sides = [table[table["target"] == target] for table in (one, other)]
+        layers = [set(side["layer"].dropna()) for side in sides]
+        if max(layers[0], default=0) == max(layers[1], default=0):
+            sides = [side[side["layer"].isin(layers[0] & layers[1])] for side in sides]
+        series = [{_key(series): series for series in jackknife(side)} for side in sides]
+        for key in [key for key in series[0] if key in series[1]]:
+            pair = series[0][key], series[1][key]
+            if pair[0].images != pair[1].images:
+                left_out.append(f"{find_metric(key[2], metrics).name} of {target}, which lacks images of one run")
+                continue
+            parts.append(difference(*pair, share=find_metric(key[2], metrics).share))
     return [part for part in parts if len(part)], left_out
+
+
+def _of_probes(scores: pd.DataFrame, images: set[str]) -> pd.DataFrame:
+    return scores[(scores["source"] == "probe") & scores["image"].isin(images)]
+
+
+def _key(series: Series) -> tuple[str, ...]:
+    return tuple(series.rows[SERIES].iloc[0])

@@ -2,16 +2,14 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,27 +19,9 @@ from numpy.typing import NDArray
 
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.report.tables import METRICS, in_order, read_scores, summarize
-
-AXIS_LABELS = {
-    "cosine": "cosine similarity\n(higher is better)",
-    "token_cosine": "cosine similarity per token\n(higher is better)",
-    "centred_cosine": "centred cosine similarity\n(higher is better)",
-    "explained_variance": "explained variance\n(higher is better)",
-    "accuracy": "accuracy over point pairs\n(higher is better)",
-    "ties": "share of ties\n(lower is better)",
-    "miou": "mIoU\n(higher is better)",
-    "pixel_accuracy": "pixel accuracy\n(higher is better)",
-    "fid": "FID\n(lower is better)",
-    "kid": "KID × 1000\n(lower is better)",
-    "frechet": "Fréchet distance{model}\n(lower is better)",
-    "kernel": "kernel distance × 1000{model}\n(lower is better)",
-    "image_cosine": "image cosine{model}\n(higher is better)",
-}
-
-SIMILARITY = ("cosine", "centred_cosine")
-"""Metrics of similarity that are drawn where none is named: `cosine` is what others published, but the mean feature
-alone scores high on it; `centred_cosine` counts only what the mean does not say."""
+from innervision.metrics.registry import METRICS, Metric, find_metric
+from innervision.report.files import evaluations_of, read_facts, read_scores, read_settings, run_protocol
+from innervision.report.tables import holds, in_order, summarize
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """One per run: the palette of Okabe and Ito (2008), made for colour-blind readers, less its pale yellow."""
@@ -76,8 +56,8 @@ STYLE: dict[Any, Any] = {
 
 
 def plot_curves(
-    runs: Sequence[Path],
-    out: Path,
+    runs: Sequence[str | Path],
+    out: str | Path,
     metric: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
 ) -> list[Path]:
@@ -88,6 +68,7 @@ def plot_curves(
     Raises:
         InnerVisionError: as `curves_figure`, or a file cannot be written.
     """
+    out = Path(out)
     if out.is_dir():
         raise InnerVisionError(f"{out} is a folder. Name the figure to write, as in {out / 'curves.png'}")
     figure = curves_figure(runs, metric, labels)
@@ -100,28 +81,38 @@ def plot_curves(
 
 
 def curves_figure(
-    runs: Sequence[Path],
+    runs: Sequence[str | Path],
     metric: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Figure:
     """Draw scores over layers: a column of panels per target, a row per metric, a line per run.
 
-    Where no metric is named, all that the runs have been scored by is drawn: two metrics of similarity, and below
-    them the main metric of each target's task.
+    Where no metric is named, the main ones of all that the runs have been scored by are drawn: two of similarity (the
+    published cosine, on which the mean feature alone scores high, and the centred one, which counts only what the mean
+    does not say), and below them the main metric of each target's task.
 
     The decoder layers stand at their numbers; the vision tower's output ("vision") and the embeddings that
-    enter the decoder ("emb") stand apart at their left. Bands and bars are 95% intervals over images. Floors
+    enter the decoder ("emb") stand apart at their left. Bands and bars are 95% intervals over images; where too few
+    images have the classes for the interval of their mean, there is none. Floors
     are the same probe's score for another image (dotted) and a feature that needs no MLLM (dashed); ceilings are the
     expert's own features and the expert as it is. They are grey where they are the same for all runs. A cross at the
     bottom marks a layer whose scores are not all finite.
 
-    A run goes by its label, else by its MLLM, and by its folder too where two runs share the MLLM.
+    A run goes by its label, else by its MLLM, and by its folder too where two runs share the MLLM; by its protocol too
+    where that is not `standard`. Where all runs are of one other protocol, scores are drawn by its rule; otherwise by
+    the standard one, so that all lines of a panel are scored alike. What has no score by that rule is drawn by the
+    other.
 
     Raises:
         InnerVisionError: a run or its scores are missing, a run has no scores of a metric, there are more
             than seven lines, or not as many labels as runs.
     """
-    curves, targets, rows = _read_curves(runs, [metric] if isinstance(metric, str) else metric, labels)
+    read = [_read_run(run) for run in runs]
+    curves = _make_curves(read, _labels(read, labels))
+    asked = [metric] if isinstance(metric, str) else metric
+    rows = _similarity_rows(read, asked) + ([] if asked else _task_rows(read))
+    order = list(dict.fromkeys(target for run in read for target in run.summary["target"]))
+    targets = sorted({target for row in rows for target in row}, key=order.index)
     depth = max(int(curve.summary["layer"].max()) for curve in curves)
     with matplotlib.rc_context(STYLE):
         size = (max(3.3, 2.25 * len(targets)), 1.75 * len(rows) + 0.4)
@@ -130,17 +121,18 @@ def curves_figure(
         for target, column in zip(targets, panels.T, strict=True):
             column[0].set_title(target)
             shown = [(panel, row[target]) for panel, row in zip(column, rows, strict=True) if target in row]
-            for panel, name in shown:
-                _draw_panel(panel, curves, target, name, depth)
+            for panel, key in shown:
+                _draw_panel(panel, curves, target, _metric(read, key), key, depth)
             shown[-1][0].set_xlabel("decoder layer")
             shown[-1][0].tick_params(labelbottom=True)
         for row, names in zip(panels, rows, strict=True):
-            for i, (target, panel) in enumerate(zip(targets, row, strict=True)):
+            first = next(target for target in targets if target in names)
+            for target, panel in zip(targets, row, strict=True):
                 if target not in names:
                     panel.axis("off")
-                elif i == 0 or len(set(names.values())) > 1:
-                    panel.set_ylabel(_axis_label(names[target]))
-        _add_legend(figure, curves)
+                elif target == first or len(set(names.values())) > 1:
+                    panel.set_ylabel(_axis_label(_metric(read, names[target]), curves, target, names[target]))
+        _add_legend(figure, curves, {key for row in rows for key in row.values()})
     return figure
 
 
@@ -151,7 +143,7 @@ class Curve:
     label: str
     color: str
     summary: pd.DataFrame
-    """As `summarize` gives it."""
+    """As `summarize` gives it, by one rule for each metric and target."""
 
     def rows(self, target: str, metric: str, source: str) -> pd.DataFrame:
         """Give the rows by layer; for a source without layers, its one row."""
@@ -160,113 +152,126 @@ class Curve:
         return rows[rows["layer"].notna() == (source not in LEVELS)].sort_values("layer")
 
 
-def _read_curves(
-    runs: Sequence[Path], metrics: Sequence[str] | None, labels: Sequence[str] | None
-) -> tuple[list[Curve], list[str], list[dict[str, str]]]:
-    """Give a curve per run and protocol, their targets in the order of the tables, and by row each target's metric.
+@dataclass
+class _Run:
+    """All scores of a run."""
 
-    What was not scored by a run's own protocol has the scores of the standard one.
-    """
-    if labels is not None and len(labels) != len(runs):
-        raise InnerVisionError(f"{len(labels)} labels for {len(runs)} runs. Give one label per run, or none.")
-    curves: list[Curve] = []
-    rows: dict[str, dict[str, str]] = {name: {} for name in metrics or SIMILARITY}
-    of_tasks: dict[str, list[str]] = {}
-    """Of each target the main metrics of its task; runs may have been scored by different ones."""
-    targets: list[str] = []
-    for label, run in zip(labels or _default_labels(runs), runs, strict=True):
-        evaluations = sorted(path.stem for path in (run / "scores").glob("*.parquet"))
-        evaluations.sort(key="similarity".__ne__)  # first, since it has all targets, in their order
-        tables = {evaluation: read_scores(run, evaluation) for evaluation in evaluations}
-        targets += [target for scores in tables.values() for target in scores["target"].unique()]
-        if not tables:
-            read_scores(run)  # says what is missing
-        known = list(dict.fromkeys(name for scores in tables.values() for name in scores["metric"].unique()))
-        if missing := [name for name in metrics or () if name not in known]:
-            raise InnerVisionError(f"{run} has no scores of the metric {missing[0]!r}, only of: {', '.join(known)}")
-        for name in metrics or SIMILARITY:
-            rows[name] |= dict.fromkeys(_targets(tables, name), name)
-        if metrics is None:
-            tasks = {name: scores for name, scores in tables.items() if name != "similarity"}
-            found = [name for scores in tasks.values() for name in scores["metric"].unique()]
-            main: dict[str, str] = {}
-            for name in in_order(found, METRICS):
-                main = dict.fromkeys(_targets(tasks, name), name) | main
-            for target, name in main.items():
-                of_tasks[target] = list(dict.fromkeys([*of_tasks.get(target, []), name]))
-        names = {name for row in rows.values() for name in row.values()} | set(chain(*of_tasks.values()))
-        summary = pd.concat(
-            [summarize(scores[scores["metric"].isin(names)]) for scores in tables.values() if _has(scores, names)]
-        )
-        summary = summary[summary["group"].isna()]
-        for protocol in _protocols(run, tables):
-            if len(curves) == len(COLORS):
-                raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
-            name = label if protocol == "standard" else f"{label}, {protocol} protocol"
-            own = summary[summary["protocol"] == protocol]
-            rest = summary[(summary["protocol"] == "standard") & ~summary["metric"].isin(own["metric"])]
-            curves.append(Curve(name, COLORS[len(curves)], pd.concat([own, rest])))
-    most = max(map(len, of_tasks.values()), default=0)
-    below = [{target: names[i] for target, names in of_tasks.items() if i < len(names)} for i in range(most)]
-    drawn = [row for row in [*rows.values(), *below] if row]
-    return curves, sorted({target for row in drawn for target in row}, key=targets.index), drawn
+    path: Path
+    protocol: str
+    summary: pd.DataFrame
+    """Of all evaluations, in their order and that of the targets in them; a column names the evaluation."""
+    metrics: dict[str, Metric]
+    """Those that tasks brought."""
 
 
-def _axis_label(metric: str) -> str:
-    key, _, model = metric.partition(":")
-    return AXIS_LABELS.get(key, metric).replace("{model}", f" ({model})" if model else "")
+def _read_run(path: str | Path) -> _Run:
+    parts: list[pd.DataFrame] = []
+    metrics: dict[str, Metric] = {}
+    protocols: list[str] = []
+    for evaluation in evaluations_of(path):
+        scores, facts = read_scores(path, evaluation), read_facts(path, evaluation)
+        metrics |= facts.metrics
+        protocols.append(run_protocol(path, facts))
+        summary = summarize(scores, facts.metrics)
+        summary = summary[summary["group"].isna()].assign(evaluation=evaluation)
+        places = {target: place for place, target in enumerate(scores["target"].unique())}
+        parts.append(summary.sort_values("target", key=lambda column: column.map(places), kind="stable"))
+    return _Run(Path(path), protocols[0], pd.concat(parts, ignore_index=True), metrics)
 
 
-def _targets(tables: Mapping[str, pd.DataFrame], metric: str) -> list[str]:
-    """Name the targets that have scores of a metric."""
-    return [target for scores in tables.values() for target in scores[scores["metric"] == metric]["target"].unique()]
+def _make_curves(runs: Sequence[_Run], labels: Sequence[str]) -> list[Curve]:
+    """Give a curve for each run, scored by the rule of the one protocol that all are of, or by the standard one."""
+    if len(runs) > len(COLORS):
+        raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
+    protocols = {run.protocol for run in runs}
+    rule = protocols.pop() if len(protocols) == 1 else "standard"
+    curves = []
+    for run, label, color in zip(runs, labels, COLORS, strict=False):
+        name = label if run.protocol == "standard" else f"{label}, {run.protocol} protocol"
+        other = run.summary["protocol"] != rule
+        has = run.summary[~other].groupby(["target", "metric"]).size()
+        keys = pd.MultiIndex.from_frame(run.summary[["target", "metric"]])
+        curves.append(Curve(name, color, run.summary[~other | ~keys.isin(has.index)]))
+    return curves
 
 
-def _has(scores: pd.DataFrame, metrics: set[str]) -> bool:
-    return bool(scores["metric"].isin(metrics).any())
-
-
-def _protocols(run: Path, tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Name the protocols to draw: tasks score by several, of which the run's own counts."""
-    if "similarity" in tables:
-        return sorted(tables["similarity"]["protocol"].unique())
-    return [yaml.safe_load((run / "run.yaml").read_text()).get("protocol", "standard")]
-
-
-def _default_labels(runs: Sequence[Path]) -> list[str]:
-    """Name each run by its MLLM, by its folder too where that is not enough, and else by its whole path."""
+def _similarity_rows(runs: Sequence[_Run], metrics: Sequence[str] | None) -> list[dict[str, str]]:
+    """Give a row of panels, by target its metric, for each metric asked for; else for the main ones of similarity."""
     for run in runs:
-        if not (run / "run.yaml").is_file():
-            read_scores(run)  # says what is missing
-    mllms = [_mllm(run) for run in runs]
-    labels = [
-        mllm if mllms.count(mllm) == 1 else f"{mllm} ({run.resolve().name})"
+        known = in_order(run.summary["metric"], [*METRICS, *run.metrics])
+        if missing := [key for key in metrics or () if key not in known]:
+            raise InnerVisionError(
+                f"{run.path} has no scores of the metric {missing[0]!r}, only of: {', '.join(known)}"
+            )
+    summary = pd.concat([run.summary for run in runs])
+    if metrics is None:
+        summary = summary[summary["evaluation"] == "similarity"]
+        metrics = in_order((key for key in summary["metric"] if _metric(runs, key).main), METRICS)
+    return [dict.fromkeys(summary[summary["metric"] == key]["target"].unique(), key) for key in metrics]
+
+
+def _task_rows(runs: Sequence[_Run]) -> list[dict[str, str]]:
+    """Give rows of panels with the main metrics of the tasks of each target; runs may have different ones."""
+    main: dict[str, list[str]] = {}
+    for run in runs:
+        tasks = run.summary[run.summary["evaluation"] != "similarity"]
+        for (_, target), scores in tasks.groupby(["evaluation", "target"], sort=False):
+            keys = in_order(scores["metric"], [*METRICS, *run.metrics])
+            key = next((key for key in keys if _metric(runs, key).main), keys[0])
+            of_target = main.setdefault(str(target), [])
+            of_target += [key] if key not in of_target else []
+    most = max(map(len, main.values()), default=0)
+    return [{target: keys[i] for target, keys in main.items() if i < len(keys)} for i in range(most)]
+
+
+def _metric(runs: Sequence[_Run], key: str) -> Metric:
+    return find_metric(key, {word: metric for run in runs for word, metric in run.metrics.items()})
+
+
+def _axis_label(metric: Metric, curves: Sequence[Curve], target: str, key: str) -> str:
+    """Say what an axis shows, by which rule if it is not the standard one, and which direction is better."""
+    drawn = [curve.summary[curve.summary[["target", "metric"]].eq([target, key]).all(axis=1)] for curve in curves]
+    rules = sorted({rule for rows in drawn for rule in rows["protocol"]} - {"standard"})
+    rule = "".join(f"{rule} rule; " for rule in rules)
+    return f"{metric.axis or metric.name}\n({rule}{'higher' if metric.higher_is_better else 'lower'} is better)"
+
+
+def _labels(runs: Sequence[_Run], labels: Sequence[str] | None) -> Sequence[str]:
+    """Name each run by its MLLM, by its folder too where that is not enough, and else by its whole path."""
+    if labels is not None:
+        if len(labels) != len(runs):
+            raise InnerVisionError(f"{len(labels)} labels for {len(runs)} runs. Give one label per run, or none.")
+        return labels
+    mllms = [_mllm(run.path) for run in runs]
+    names = [
+        mllm if mllms.count(mllm) == 1 else f"{mllm} ({run.path.resolve().name})"
         for mllm, run in zip(mllms, runs, strict=True)
     ]
     return [
-        label if labels.count(label) == 1 else f"{mllm} ({run})"
-        for label, mllm, run in zip(labels, mllms, runs, strict=True)
+        name if names.count(name) == 1 else f"{mllm} ({run.path})"
+        for name, mllm, run in zip(names, mllms, runs, strict=True)
     ]
 
 
 def _mllm(run: Path) -> str:
     """Name a run's MLLM, a folder by its last part, and say where its weights are random."""
-    try:
-        settings = yaml.safe_load((run / "run.yaml").read_text())
-        name = str(settings["mllm"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InnerVisionError(f"{run / 'run.yaml'} does not name its mllm. Give labels for the runs.") from error
+    settings = read_settings(run)
+    if not isinstance(name := settings.get("mllm"), str):
+        raise InnerVisionError(f"{run / 'run.yaml'} does not name its mllm. Give labels for the runs.")
     name = Path(name).name if Path(name).is_absolute() or name.count("/") != 1 else name
-    part = {"llm": "random LLM", "all": "random weights"}.get(settings.get("random_weights"))
+    part = {"llm": "random LLM", "all": "random weights"}.get(str(settings.get("random_weights")))
     return f"{name}, {part}" if part else name
 
 
-def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: str, depth: int) -> None:
+def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: Metric, key: str, depth: int) -> None:
+    """Draw the lines of all runs for one target and metric; `key` is the metric's in the table."""
     for curve in curves:
-        _draw_line(panel, curve, target, metric, "shuffled", depth)
-        _draw_line(panel, curve, target, metric, "probe", depth)
-    for source, (linestyle, _) in LEVELS.items():
-        levels = [(curve, value) for curve in curves for value in curve.rows(target, metric, source)["mean"]]
+        if "shuffled" in metric.floors:
+            _draw_line(panel, curve, target, key, "shuffled", depth)
+        _draw_line(panel, curve, target, key, "probe", depth)
+    for source in _levels(metric.floors):
+        linestyle, _ = LEVELS[source]
+        levels = [(curve, value) for curve in curves for value in curve.rows(target, key, source)["mean"]]
         same = bool(levels) and np.ptp([value for _, value in levels]) < 0.002  # less than a line's width
         for curve, value in levels:
             color = GREY if same else curve.color
@@ -282,11 +287,17 @@ def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: str, dept
     panel.locator_params(axis="y", nbins=5)
 
 
+def _levels(floors: Iterable[str]) -> list[str]:
+    """Name the sources that are drawn as one level: the floors that say something, and the ceilings."""
+    return [source for source in LEVELS if source in ("expert", "plain") or source in floors]
+
+
 def _draw_line(panel: Axes, curve: Curve, target: str, metric: str, source: str, depth: int) -> None:
     """Draw the scores of one source of a run over its layers."""
     rows = curve.rows(target, metric, source)
     if rows.empty:
         return
+    rows = rows.assign(**{end: rows[end].where(holds(rows)) for end in ("low", "high")})
     layers, mean, low, high = (rows[name].to_numpy(float) for name in ("layer", "mean", "low", "high"))
     x = _positions(layers, depth)
     style: dict[str, Any] = {"color": curve.color, "label": f"{source}: {curve.label}"}
@@ -311,11 +322,11 @@ def _positions(layers: Sequence[int] | NDArray[np.float64], depth: int) -> NDArr
     return np.where(layers < 1, 1 + (layers - 1) * max(1, 0.1 * depth), layers)
 
 
-def _add_legend(figure: Figure, curves: list[Curve]) -> None:
+def _add_legend(figure: Figure, curves: list[Curve], metrics: set[str]) -> None:
     """Put the legend above the panels, in as few lines as the width allows, and give it room of its own."""
-    sources = {source for curve in curves for source in curve.summary["source"]}
-    images = {count for curve in curves for count in curve.summary["images"]}
-    finite = all(np.isfinite(curve.summary["mean"]).all() for curve in curves)
+    drawn = pd.concat([curve.summary[curve.summary["metric"].isin(metrics)] for curve in curves])
+    sources, images = set(drawn["source"]), set(drawn["images"])
+    finite = np.isfinite(drawn["mean"]).all()
     entries: list[Artist] = [
         Line2D([], [], color=curve.color, linewidth=1.4, label=textwrap.fill(f"probe of {curve.label}", 46))
         for curve in curves

@@ -27,7 +27,7 @@ _CELL = 0.66
 def draw_layers(
     runs: Mapping[str, Mapping[str, "Decoded"]],
     truth: Mapping[str, NDArray[Any]],
-    out: Path,
+    out: str | Path,
     classes: Sequence[tuple[str, Sequence[int]]],
 ) -> None:
     """Draw a PNG: for each target a row per run, with a column per layer, between truth and expert and the floor.
@@ -90,7 +90,7 @@ def draw_layers(
             present = [classes[label] for label in shown if label < len(classes)]
             handles = [Patch(color=tuple(np.array(color) / 255), label=name) for name, color in present]
             figure.legend(handles=handles, loc="lower center", ncols=len(present), handlelength=0.8)
-        with atomic_write(out) as temporary:
+        with atomic_write(Path(out)) as temporary:
             figure.savefig(temporary, dpi=150)
 
 

@@ -1,0 +1,199 @@
+"""What each metric is called, drawn and formatted as: the one place that tables, figures and comparisons ask.
+
+A key may name a model that the metric depends on, after a colon: `frechet:world/gen`. A task that is not part of the
+package brings metrics of its own; they are written beside its scores and read from there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class Metric:
+    """All that is to be known of a metric but how it is computed.
+
+    Raises:
+        TypeError: a field has a value of another type.
+        ValueError: the key or the format of numbers is not valid.
+    """
+
+    key: str
+    """In score tables, without a model."""
+    name: str
+    """As it is shown."""
+    meaning: str = ""
+    """What it says, in a line."""
+    higher_is_better: bool = True
+    axis: str = ""
+    """What the axis of a figure says; empty = the name."""
+    number_format: str = ".3f"
+    """Of a value: Python's format specification."""
+    of_set: bool = False
+    """Whether it scores a whole set of images, as FID does: a part of the images does not have its own."""
+    share: bool = False
+    """Whether the value of an image is a share of things that are right or wrong; its weight is how many there are."""
+    needs_mean: bool = False
+    """Whether it needs the mean feature of the training images."""
+    main: bool = False
+    """Whether it is drawn where no metric is asked for."""
+    floors: tuple[str, ...] = ("shuffled", "zero", "mean")
+    """The sources that say what a useless prediction scores."""
+
+    def __post_init__(self) -> None:
+        """Check the types, since plug-ins make metrics, and files hold them."""
+        if isinstance(self.floors, list):  # as JSON has it
+            object.__setattr__(self, "floors", tuple(self.floors))
+        for field in fields(self):
+            kind: type = bool if isinstance(field.default, bool) else tuple if field.name == "floors" else str
+            if not isinstance(getattr(self, field.name), kind):
+                self._refuse(field.name, "a list of strings" if kind is tuple else f"a {kind.__name__}")
+        if not all(isinstance(floor, str) for floor in self.floors):
+            self._refuse("floors", "a list of strings")
+        if not self.key or ":" in self.key:
+            raise ValueError(f"a metric's key is a word without a colon, not {self.key!r}")
+        self.format(0.5)
+
+    def _refuse(self, field: str, expected: str) -> None:
+        raise TypeError(f"{field} of the metric {self.key!r} must be {expected}, not {getattr(self, field)!r}")
+
+    def format(self, value: float) -> str:
+        """Write a value; a zero has no sign.
+
+        Raises:
+            ValueError: the format is not valid.
+        """
+        try:
+            return format(value, f"z{self.number_format}")
+        except ValueError as error:
+            raise ValueError(f"number_format of the metric {self.key!r} is {self.number_format!r}: {error}") from error
+
+
+_CLASS_FLOORS = ("shuffled", "zero", "mean")
+_OWN_IMAGE_FLOORS = ("shuffled", "mean")
+_SET_FLOORS = ("mean",)
+"""A set of images is the same set when it is shuffled."""
+
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            "accuracy",
+            "accuracy",
+            "share of the pairs in which the closer point is found",
+            axis="accuracy over point pairs",
+            share=True,
+            main=True,
+            floors=_OWN_IMAGE_FLOORS,
+        ),
+        Metric(
+            "ties",
+            "ties",
+            "share of the pairs in which neither point is closer; they count as wrong",
+            higher_is_better=False,
+            axis="share of ties",
+            share=True,
+            floors=_OWN_IMAGE_FLOORS,
+        ),
+        Metric("miou", "mIoU", "intersection over union, the mean over the classes", main=True, floors=_CLASS_FLOORS),
+        Metric(
+            "pixel_accuracy",
+            "pixel accuracy",
+            "share of the pixels that are given their class",
+            share=True,
+            floors=_CLASS_FLOORS,
+        ),
+        Metric(
+            "fid",
+            "FID",
+            "Fréchet distance of the drawn images from the real ones on Inception",
+            higher_is_better=False,
+            number_format=".2f",
+            of_set=True,
+            main=True,
+            floors=_SET_FLOORS,
+        ),
+        Metric(
+            "kid",
+            "KID × 1000",
+            "kernel distance on the same, whatever the number of images",
+            higher_is_better=False,
+            of_set=True,
+            floors=_SET_FLOORS,
+        ),
+        Metric(
+            "frechet",
+            "Fréchet distance",
+            "of drawn images from the real ones, on that model's features",
+            higher_is_better=False,
+            of_set=True,
+            main=True,
+            floors=_SET_FLOORS,
+        ),
+        Metric(
+            "kernel",
+            "kernel distance × 1000",
+            "on the same, whatever the number of images",
+            higher_is_better=False,
+            of_set=True,
+            floors=_SET_FLOORS,
+        ),
+        Metric(
+            "image_cosine",
+            "image cosine",
+            "centred cosine of a drawn image with its real one; 0 = nothing in common",
+            floors=_OWN_IMAGE_FLOORS,
+        ),
+        Metric(
+            "cosine",
+            "cosine",
+            "of the whole feature maps, as published; the mean feature alone scores high",
+            axis="cosine similarity",
+            main=True,
+            floors=_OWN_IMAGE_FLOORS,
+        ),
+        Metric(
+            "token_cosine",
+            "token cosine",
+            "the cosine of each token, averaged over the tokens",
+            axis="cosine similarity per token",
+            floors=_OWN_IMAGE_FLOORS,
+        ),
+        Metric(
+            "centred_cosine",
+            "centred cosine",
+            "the cosine after the mean feature is taken from both; 0 = the mean feature",
+            axis="centred cosine similarity",
+            needs_mean=True,
+            main=True,
+            floors=_OWN_IMAGE_FLOORS,
+        ),
+        Metric(
+            "explained_variance",
+            "explained variance",
+            "1 = perfect, 0 = no better than the mean feature",
+            needs_mean=True,
+            floors=_OWN_IMAGE_FLOORS,
+        ),
+    )
+}
+"""The metrics of the package by key, in the order they are shown."""
+
+
+def find_metric(key: str, others: Mapping[str, Metric] | None = None) -> Metric:
+    """Give the metric of a key in a score table, with the model that the key names in its name and axis.
+
+    Args:
+        key: as in the table.
+        others: metrics that a task brought, by key. Those of the package go before them.
+
+    Returns:
+        The metric; one that nobody knows goes by its key.
+    """
+    known = {**(others or {}), **METRICS}
+    word, _, model = key.partition(":")
+    if word not in known:
+        return Metric(word or "unknown", key)
+    metric = known[word]
+    if not model:
+        return metric
+    return replace(metric, name=f"{metric.name} ({model})", axis=f"{metric.axis or metric.name} ({model})")

@@ -1,0 +1,140 @@
+"""What a report reads of a run: its settings, a table of scores, and what is written beside the table."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import yaml
+
+from innervision.errors import InnerVisionError
+from innervision.metrics.registry import Metric
+
+COLUMNS = ["image", "target", "layer", "source", "metric", "protocol", "value"]
+
+FORMAT = 2
+"""Of run.yaml."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What RUN/scores/NAME.json says of the table beside it. Tables of older versions lack parts of it."""
+
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """What was scored, by what, and against what."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Of each image's name a hash of its content."""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    """Those that the task brought, by key."""
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    """Devices, number types, processors and versions of packages."""
+    features: Any = None
+    """Which model's features images were compared in."""
+
+
+def read_scores(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame:
+    """Read `run/scores/EVALUATION.parquet`: one row per score, with the columns of `COLUMNS`.
+
+    `layer` is a nullable integer: -1 is the output of the vision tower, 0 the embeddings that enter the decoder, 1 and
+    up its layers; null belongs to no layer (the mean feature). The other columns are strings (as categories), but for
+    `value`, a float64. The tables of tasks have two more: `group`, a class or type of scene (null: the score belongs
+    to none), and `weight`, what an image's value weighs in the mean, a float64.
+
+    Raises:
+        InnerVisionError: there is no such run, it has not been evaluated, or the file is not a score table.
+    """
+    path = Path(run) / "scores" / f"{evaluation}.parquet"
+    data = "--images" if evaluation == "similarity" else "--data"
+    command = f"innervision evaluate {evaluation} {run} {data} PATH"
+    _require_run(Path(run))
+    if not path.is_file():
+        raise InnerVisionError(f"{run} has no {evaluation} scores yet. Make them with: {command}")
+    try:
+        weighted = [name for name in ("group", "weight") if name in pq.read_schema(path).names]
+        strings = [name for name in [*COLUMNS, *weighted] if name not in ("layer", "value", "weight")]
+        scores = pd.read_parquet(path, read_dictionary=strings)  # a tenth of the memory of strings
+        scores = scores[[*COLUMNS, *weighted]].astype(dict.fromkeys(strings, "category") | {"layer": "Int64"})
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among these
+        raise InnerVisionError(f"{path} is not a score table ({error}). Make it again with: {command}") from error
+    if scores.empty:
+        raise InnerVisionError(f"{path} holds no scores. Make it again with: {command}")
+    return scores
+
+
+def evaluations_of(run: str | Path) -> list[str]:
+    """Name the evaluations that a run has tables of; `similarity` comes first, the others by the alphabet.
+
+    Raises:
+        InnerVisionError: there is no such run, or it has not been evaluated.
+    """
+    names = sorted(
+        (path.stem for path in (Path(run) / "scores").glob("*.parquet")), key=lambda name: (name != "similarity", name)
+    )
+    if not names:
+        read_scores(run)  # says what is missing
+    return names
+
+
+def read_facts(run: str | Path, evaluation: str) -> Facts:
+    """Read what is written beside the table of an evaluation; what is missing stays empty.
+
+    Raises:
+        InnerVisionError: the file is broken, or describes a metric wrongly.
+    """
+    path = Path(run) / "scores" / f"{evaluation}.json"
+    if not path.exists():
+        return Facts()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = {name: content.get(name) or {} for name in ("plan", "images", "metrics", "setup")}
+        for name, part in parts.items():
+            if not isinstance(part, dict):
+                raise TypeError(f"{name} holds no names")
+        known = {item.name for item in fields(Metric)}
+        parts["metrics"] = {
+            key: Metric(**{name: value for name, value in entry.items() if name in known})
+            for key, entry in parts["metrics"].items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InnerVisionError(f"{path} cannot be read ({error}). Evaluate the run again with --overwrite.") from error
+    return Facts(**parts, features=content.get("features"))
+
+
+def read_settings(run: str | Path) -> Mapping[str, Any]:
+    """Read the settings of a run from its run.yaml.
+
+    Raises:
+        InnerVisionError: there is no such run, or its run.yaml is of another version or cannot be read.
+    """
+    _require_run(Path(run))
+    path = Path(run) / "run.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InnerVisionError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    number = content.get("format") if isinstance(content, dict) else None
+    if number != FORMAT:
+        older = "has no format number, as runs of older versions" if number is None else f"has the format {number}"
+        raise InnerVisionError(f"{path} {older}; this version reads format {FORMAT}. Train the run again.")
+    if not isinstance(content.get("settings"), dict):
+        raise InnerVisionError(f"{path} holds no settings. Train the run again.")
+    return content["settings"]
+
+
+def run_protocol(run: str | Path, facts: Facts) -> str:
+    """Name the protocol by which a run's predictions were made: from its scores' plan, else from its settings.
+
+    Raises:
+        InnerVisionError: neither can be read.
+    """
+    return str(facts.plan.get("protocol") or read_settings(run).get("protocol") or "standard")
+
+
+def _require_run(run: Path) -> None:
+    if not (run / "run.yaml").is_file():
+        what = "is not a run (it has no run.yaml)" if run.is_dir() else "does not exist"
+        train = f"innervision train --mllm ID --targets NAMES --images PATH --out {run}"
+        raise InnerVisionError(f"{run} {what}. Make a run with: {train}")
