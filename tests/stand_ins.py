@@ -60,7 +60,7 @@ class KnownInputs:
     def to(self, device: torch.device) -> "KnownInputs":
         return self
 
-    def places(self, layer: int, num_tokens: int) -> Tensor:
+    def places_in(self, layer: int, num_tokens: int) -> Tensor:
         return torch.full((len(self.features), num_tokens, 2), float("nan"))
 
 

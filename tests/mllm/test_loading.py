@@ -33,7 +33,7 @@ def test_random_weights_replace_the_llm_and_keep_the_vision_tower_and_the_projec
     trained = MLLM.load(str(llava), device="cpu")
     spread = trained.model.config.text_config.initializer_range
     trained_llm, trained_rest = parts(trained)
-    random_llm, random_rest = parts(MLLM.load(str(llava), device="cpu", random_weights=True))
+    random_llm, random_rest = parts(MLLM.load(str(llava), device="cpu", random_weights="llm"))
     assert all(torch.equal(trained_rest[key], value) for key, value in random_rest.items())
     for key, value in random_llm.items():
         is_norm = "norm" in key
@@ -62,7 +62,7 @@ def test_random_weights_of_everything_let_the_image_through(tmp_path: Path) -> N
 
 def test_random_weights_depend_on_the_seed_alone(llava: Path) -> None:
     first, again, other = (
-        parts(MLLM.load(str(llava), device="cpu", random_weights=True, seed=seed))[0] for seed in (1, 1, 2)
+        parts(MLLM.load(str(llava), device="cpu", random_weights="llm", seed=seed))[0] for seed in (1, 1, 2)
     )
     key = "language_model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(first[key], again[key])
@@ -164,11 +164,11 @@ def test_the_grid_says_where_an_image_token_is(family: str, load_family: Load) -
     seen: list[torch.Tensor] = []
     mllm.visit(inputs, lambda _, states, __: seen.append(states), [0])
     change = (seen[0][0] - seen[0][1]).norm(dim=1)
-    row, column = inputs.grid[1][change.argmax()].tolist()
+    row, column = inputs.places[1][change.argmax()].tolist()
     assert row < 0.5 < column
-    assert inputs.grid[1][~inputs.image_mask[1]].isnan().all()
+    assert inputs.places[1][~inputs.image_mask[1]].isnan().all()
 
 
 def test_tiles_give_no_grid(load_family: Load) -> None:
     inputs = load_family("llava_next").prepare([Image.new("RGB", (90, 40))], "Describe.")
-    assert inputs.grid.isnan().all()
+    assert inputs.places.isnan().all()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from innervision.config import ProbeSettings
 from innervision.probes.linear import Linear
-from innervision.probes.places import PLACE_FEATURES, place_features
+from innervision.probes.places import PLACE_CODE, encode_places
 from innervision.probes.resampler import Blind, Resampler
 
 SMALL = ProbeSettings(dim_head=4, heads=2)
@@ -107,7 +107,7 @@ def test_with_positions_it_does() -> None:
     probe = Resampler(24, 9, 16, ProbeSettings(dim_head=4, heads=2, positions=True))
     states = torch.randn(2, 13, 24)
     mask = everything(states)
-    places = place_features(mask, torch.full((2, 13, 2), float("nan")))
+    places = encode_places(mask, torch.full((2, 13, 2), float("nan")))
     assert not torch.allclose(probe(states, mask, places), probe(states.flip(1), mask, places), atol=1e-3)
 
 
@@ -123,7 +123,7 @@ def test_only_positions_let_a_resampler_learn_which_token_stands_where() -> None
         grid = torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]).expand(32, 4, 2)
         for _ in range(200):
             order = torch.stack([torch.randperm(4) for _ in range(32)])
-            loss = F.smooth_l1_loss(probe(tokens[order], mask, place_features(mask, grid)), meaning[order])
+            loss = F.smooth_l1_loss(probe(tokens[order], mask, encode_places(mask, grid)), meaning[order])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -131,14 +131,14 @@ def test_only_positions_let_a_resampler_learn_which_token_stands_where() -> None
     assert losses[True] < 0.1 * losses[False]
 
 
-def test_place_features_do_not_depend_on_padding() -> None:
+def test_codes_of_places_do_not_depend_on_padding() -> None:
     grid = torch.rand(1, 5, 2)
-    alone = place_features(torch.ones(1, 5, dtype=torch.bool), grid)
-    padded = place_features(
+    alone = encode_places(torch.ones(1, 5, dtype=torch.bool), grid)
+    padded = encode_places(
         torch.tensor([[False] * 3 + [True] * 5]),
         torch.cat([torch.full((1, 3, 2), float("nan")), grid], dim=1),
     )
-    assert alone.shape == (1, 5, PLACE_FEATURES)
+    assert alone.shape == (1, 5, PLACE_CODE)
     torch.testing.assert_close(padded[:, 3:], alone)
     assert padded.isfinite().all()
 

@@ -130,7 +130,7 @@ class Session:
         protocol = PROTOCOLS[self.settings.protocol]
 
         def show(layer: int, states: Tensor, mask: Tensor) -> None:
-            reader(layer, states, protocol.mask(mask), inputs.places(layer, states.shape[1]))
+            reader(layer, states, protocol.mask(mask), inputs.places_in(layer, states.shape[1]))
 
         self.mllm.visit(inputs, show, layers, tokens=self.settings.tokens)
 

@@ -27,7 +27,7 @@ class Inputs:
     """(B, T) bool: True = a real token, False = padding."""
     image_mask: Tensor
     """(B, T) bool: True = a token that stands for a part of the image."""
-    grid: Tensor
+    places: Tensor
     """(B, T, 2) float32: row and column of an image token's centre in its image, 0 = top or left edge and
     1 = bottom or right edge; NaN for text and wherever the processor does not tell the grid."""
     tiles: Tensor | None
@@ -57,21 +57,21 @@ class Inputs:
         }
         return replace(self, tensors=tensors, **rest)
 
-    def places(self, layer: int, num_tokens: int) -> Tensor:
+    def places_in(self, layer: int, num_tokens: int) -> Tensor:
         """Give the place of a layer's tokens in their image, NaN where it is not known.  # (B, T, 2)
 
         In layer -1 it is known where the vision tower sees the image as one square grid of patches.
         """
         if layer >= 0:
-            return self.grid
+            return self.places
         side = round(num_tokens**0.5)
         pixels = self.tensors.get("pixel_values")
         padded = "image_sizes" in self.tensors or pixels is None or pixels.shape[-1] != pixels.shape[-2]
         one_square = not padded and self.tiles is not None and bool((self.tiles == 1).all()) and side**2 == num_tokens
         if one_square:
-            centres = cell_centres(side, side).to(self.grid.device)
+            centres = cell_centres(side, side).to(self.places.device)
             return centres.expand(len(self.mask), -1, -1)
-        return self.grid.new_full((len(self.mask), num_tokens, 2), float("nan"))
+        return self.places.new_full((len(self.mask), num_tokens, 2), float("nan"))
 
     def visible(self, tokens: Tokens) -> Tensor:
         """Give the mask of the tokens asked for, padding left out.  # (B, T) bool
@@ -112,7 +112,7 @@ class InputBuilder:
         mask = tensors.get("attention_mask", torch.ones_like(ids)).bool()
         image_mask = self._image_mask(ids)
         tiles = count_tiles(tensors, image_mask)
-        return Inputs(tensors, mask, image_mask, self._grid(tensors, image_mask, tiles), tiles)
+        return Inputs(tensors, mask, image_mask, self._places(tensors, image_mask, tiles), tiles)
 
     def _encode(self, images: list[Image], prompt: str, reply: str | None) -> dict[str, Any]:
         if getattr(self.processor, "chat_template", None):
@@ -163,24 +163,24 @@ class InputBuilder:
         token = image_token_id(self.config)
         return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids == token
 
-    def _grid(self, tensors: dict[str, Tensor], image_mask: Tensor, tiles: Tensor | None) -> Tensor:
-        grid = torch.full((*image_mask.shape, 2), float("nan"))
+    def _places(self, tensors: dict[str, Tensor], image_mask: Tensor, tiles: Tensor | None) -> Tensor:
+        places = torch.full((*image_mask.shape, 2), float("nan"))
         merge = getattr(getattr(self.processor, "image_processor", None), "merge_size", 1)
-        for sample, places in enumerate(image_mask):
-            count = int(places.sum())
+        for sample, shown in enumerate(image_mask):
+            count = int(shown.sum())
             if "image_grid_thw" in tensors:
                 frames, height, width = tensors["image_grid_thw"][sample].tolist()
                 height, width = height // merge, width // merge
                 known = frames == 1 and height * width == count
             else:
                 height = width = round(count**0.5)
-                positions = places.nonzero()
+                positions = shown.nonzero()
                 one_run = count > 0 and int(positions[-1] - positions[0]) == count - 1
                 one_tile = tiles is not None and int(tiles[sample]) == 1
                 known = one_run and one_tile and height * width == count
             if known:
-                grid[sample, places] = cell_centres(height, width)
-        return grid
+                places[sample, shown] = cell_centres(height, width)
+        return places
 
 
 def image_token_id(config: PretrainedConfig) -> int | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from innervision.config import VISION, ProbeSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.probes.places import place_features
+from innervision.probes.places import encode_places
 from innervision.registry import find
 from innervision.seeds import fixed_seed
 
@@ -33,13 +33,14 @@ class Probe(nn.Module, ABC):
         """Make a probe from states of width `width_in` to features (num_queries, width_out)."""
 
     @abstractmethod
-    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
         """Predict the target's features.
 
         Args:
             states: (B, T, width_in), a layer's hidden states; 0 where they are masked.
             mask: (B, T) bool, True = a token to read.
-            places: (B, T, PLACE_FEATURES), where each token stands; given where `settings.positions` asks for it.
+            place_codes: (B, T, PLACE_CODE), where each token stands, see `encode_places`; given where
+                `settings.positions` asks for it.
 
         Returns:
             (B, num_queries, width_out)
@@ -167,15 +168,15 @@ class ProbeBank(nn.Module):
         chosen = range(mllm.num_layers + 1) if layers is None else layers
         return cls(BankInfo.of(mllm, target, chosen), settings, seed=seed)
 
-    def forward(self, layer: int, states: Tensor, mask: Tensor, grid: Tensor | None = None) -> Tensor:
+    def forward(self, layer: int, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         """Predict the target's features from one layer.
 
         Args:
             layer: its number.
             states: (B, T, D), its hidden states, in any floating-point type; what masked ones hold does not matter.
             mask: (B, T) bool, True = a token to read.
-            grid: (B, T, 2), the tokens' rows and columns in the image (see `Inputs.places`); needed by probes with
-                positions.
+            places: (B, T, 2), the tokens' rows and columns in the image (see `Inputs.places_in`); needed by probes
+                with positions.
 
         Returns:
             (B, N, C) float32
@@ -188,12 +189,12 @@ class ProbeBank(nn.Module):
         device = states.device.type
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             states = states.float()
-        places = None
+        place_codes = None
         if self.settings.positions:
-            if grid is None:
-                raise ValueError("these probes were made with positions: give the places of the tokens (grid)")
-            places = place_features(mask, grid)
-        return probe(states, mask, places).float()
+            if places is None:
+                raise ValueError("these probes were made with positions: give the places of the tokens")
+            place_codes = encode_places(mask, places)
+        return probe(states, mask, place_codes).float()
 
     def place(self, devices: Mapping[int, torch.device]) -> Self:
         """Bring each layer's probe to its device; what is not named stays where it is."""

@@ -7,11 +7,11 @@ from torch import Tensor
 
 SEQUENCE_WAVES = 16
 GRID_WAVES = 8
-PLACE_FEATURES = 2 * SEQUENCE_WAVES + 2 * 2 * GRID_WAVES
+PLACE_CODE = 2 * SEQUENCE_WAVES + 2 * 2 * GRID_WAVES
 """Features of a token's place: sine and cosine of its index in the sequence, of its row and of its column."""
 
 
-def place_features(mask: Tensor, grid: Tensor) -> Tensor:
+def encode_places(mask: Tensor, places: Tensor) -> Tensor:
     """Encode the places of tokens.
 
     The index in the sequence counts the visible tokens, so that padding on the left shifts nothing, with wavelengths
@@ -20,14 +20,14 @@ def place_features(mask: Tensor, grid: Tensor) -> Tensor:
 
     Args:
         mask: (B, T) bool, True = a visible token.
-        grid: (B, T, 2), row and column from 0 to 1, NaN where unknown.
+        places: (B, T, 2), row and column from 0 to 1, NaN where unknown.
 
     Returns:
-        (B, T, PLACE_FEATURES) float32, each from -1 to 1.
+        (B, T, PLACE_CODE) float32, each from -1 to 1.
     """
-    index = (mask.cumsum(dim=1) - 1).clamp(min=0).to(grid.dtype)  # (B, T)
-    exponents = torch.arange(SEQUENCE_WAVES, device=grid.device, dtype=grid.dtype) / SEQUENCE_WAVES
+    index = (mask.cumsum(dim=1) - 1).clamp(min=0).to(places.dtype)  # (B, T)
+    exponents = torch.arange(SEQUENCE_WAVES, device=places.device, dtype=places.dtype) / SEQUENCE_WAVES
     sequence = index[..., None] / 10_000**exponents  # (B, T, waves)
-    octaves = math.pi * 2.0 ** torch.arange(GRID_WAVES, device=grid.device, dtype=grid.dtype)
-    angles = torch.cat([sequence, (grid[..., None] * octaves).flatten(2)], dim=2)
+    octaves = math.pi * 2.0 ** torch.arange(GRID_WAVES, device=places.device, dtype=places.dtype)
+    angles = torch.cat([sequence, (places[..., None] * octaves).flatten(2)], dim=2)
     return torch.cat([angles.sin(), angles.cos()], dim=2).nan_to_num(0.0)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innervision.config import ProbeSettings
-from innervision.probes.places import PLACE_FEATURES
+from innervision.probes.places import PLACE_CODE
 
 
 class Resampler(nn.Module):
@@ -28,21 +28,21 @@ class Resampler(nn.Module):
             nn.ModuleList([Attention(width_out, inner, settings.heads), feed_forward(width_out, settings.ff_mult)])
             for _ in range(settings.depth)
         )
-        self.to_place = nn.Linear(PLACE_FEATURES, inner, bias=False) if settings.positions else None
+        self.to_place = nn.Linear(PLACE_CODE, inner, bias=False) if settings.positions else None
 
-    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
         """Predict the target's features.
 
         Args:
             states: (B, T, width_in), a layer's hidden states.
             mask: (B, T) bool, True = a token to read.
-            places: (B, T, PLACE_FEATURES), where each token stands; needed by a probe with positions.
+            place_codes: (B, T, PLACE_CODE), where each token stands; needed by a probe with positions.
 
         Returns:
             (B, num_queries, width_out)
         """
         tokens = self.proj_in(states)  # (B, T, C)
-        place = self.to_place(places) if self.to_place is not None else None  # (B, T, inner)
+        place = self.to_place(place_codes) if self.to_place is not None else None  # (B, T, inner)
         return self.read(tokens, mask, place)
 
     def read(self, tokens: Tensor, mask: Tensor, place: Tensor | None) -> Tensor:
@@ -63,7 +63,7 @@ class Blind(Resampler):
         super().__init__(width_in, num_queries, width_out, settings)
         del self.proj_in
 
-    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
         """Predict the same features for every sample.  # (B, num_queries, width_out)"""
         tokens = self.latents.new_zeros(1, 0, self.latents.shape[-1])
         return self.read(tokens, mask[:1, :0], None).expand(len(states), -1, -1)
