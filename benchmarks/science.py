@@ -4,7 +4,7 @@ python -m benchmarks.science --out runs/science
 
 Trains probes of the same scenes on four stages of one model (`STAGES`), with and without positions, for every seed,
 and scores them on held-out scenes. Writes OUT/science.csv, OUT/comparisons.csv and OUT/science.png, and prints the
-comparisons. It can be stopped; called again, it goes on.
+comparisons. It can be stopped; another call resumes it.
 """
 
 import argparse
@@ -31,8 +31,9 @@ from innervision import (
 from innervision.config import TaskSettings
 from innervision.engine.evaluate import evaluate_task
 from innervision.engine.run import RunFolder
-from innervision.report.resample import interval_of, resample
-from innervision.report.tables import read_scores
+from innervision.metrics.registry import find_metric
+from innervision.report.files import read_scores
+from innervision.report.jackknife import difference, jackknife
 from innervision.world.dataset import write_scenes
 
 STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {
@@ -51,6 +52,9 @@ METRICS = {
     "accuracy": "pairs ordered right",
     "miou": "mIoU",
 }
+SOURCES = ("probe", "shuffled", "mean", "expert")
+Runs = dict[tuple[str, str, int], list[pd.DataFrame]]
+"""Kind of probe, stage and seed -> score tables: of every expert the similarity and, where it has one, the task."""
 COLOURS = {"tuned": "#0072B2", "early": "#56B4E9", "untrained": "#E69F00", "all random": "#777777"}
 
 
@@ -69,13 +73,13 @@ def main() -> None:
     scenes = options.out / "scenes"
     write_scenes(scenes, options.train, options.val)
     experts = options.targets.split(",")
-    tables = []
+    runs: Runs = {}
     with tqdm(total=len(experts) * options.seeds * len(STAGES) * len(PROBES), unit="run") as bar:
         for expert in experts:
             targets = load_targets([expert], device="cpu", head=True)
             for seed, stage in itertools.product(range(options.seeds), STAGES):
                 model, fresh = STAGES[stage]
-                mllm = MLLM.load(model, random_weights="all" if fresh == "all" else False, seed=seed, device="cpu")
+                mllm = MLLM.load(model, random_weights=fresh, seed=seed, device="cpu")
                 for name, probe in PROBES.items():
                     settings = TrainSettings(
                         mllm=model,
@@ -92,20 +96,19 @@ def main() -> None:
                         device="cpu",
                         workers=0,
                     )
-                    scores = train_and_score(settings, mllm, targets, scenes)
-                    tables.append(scores.assign(probe=name, stage=stage, seed=seed))
+                    runs.setdefault((name, stage, seed), []).extend(train_and_score(settings, mllm, targets, scenes))
                     bar.update()
-    scores = pd.concat(tables, ignore_index=True)
-    scores.drop(columns="draws").to_csv(options.out / "science.csv", index=False)
-    found = compare(scores)
+    scores = summarize(runs)
+    scores.to_csv(options.out / "science.csv", index=False)
+    found = compare(runs)
     found.to_csv(options.out / "comparisons.csv", index=False)
     decoder = found[found["layer"] == "decoder"].drop(columns="layer")
     print(decoder.to_string(index=False, float_format=lambda value: f"{value:+.3f}"))
     draw(scores).savefig(options.out / "science.png", dpi=130)
 
 
-def train_and_score(settings: TrainSettings, mllm: MLLM, targets: list[Target], scenes: Path) -> pd.DataFrame:
-    """Give a run's scores (`METRICS`) by target, metric, source and layer; `draws` are the scores of the resamples."""
+def train_and_score(settings: TrainSettings, mllm: MLLM, targets: list[Target], scenes: Path) -> list[pd.DataFrame]:
+    """Give a run's score tables, of `METRICS` and `SOURCES` alone: of the similarity, and of the target's task."""
     run = RunFolder(settings.out)
     fit(settings, resume=run.yaml.exists(), mllm=mllm, targets=targets, progress=False)
     images = EvaluateSettings(images=str(scenes / "val2017"), device="cpu", workers=0)
@@ -115,45 +118,56 @@ def train_and_score(settings: TrainSettings, mllm: MLLM, targets: list[Target], 
         data = TaskSettings(data=str(scenes / TASKS[task]), device="cpu", workers=0)
         evaluate_task(run.path, task, data, mllm=mllm, targets=targets, progress=False)
         evaluations.append(task)
-    parts = []
-    for evaluation in evaluations:
-        rows, draws = resample(read_scores(run.path, evaluation))
-        rows = rows.assign(score=draws[0], draws=list(draws[1:].T))
-        parts.append(rows[rows["group"].isna() & (rows["protocol"] == "standard") & rows["metric"].isin(METRICS)])
-    return pd.concat(parts, ignore_index=True)[["target", "metric", "source", "layer", "score", "draws"]]
+    tables = [read_scores(run.path, evaluation) for evaluation in evaluations]
+    return [
+        table[table["metric"].isin(METRICS) & table["source"].isin(SOURCES) & (table["protocol"] == "standard")]
+        for table in tables
+    ]
 
 
-def compare(scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare each stage with the one below it: one row per probe, target, metric and layer.
-
-    Within a seed both see the same resamples of the same images, so the interval (95%) is that of their paired
-    difference. `low` and `high` are the outermost ends over the seeds; `above` and `below` count the seeds whose
-    interval lies wholly on that side of 0. The last stage is compared with the mean feature. The layer is a number,
-    or "decoder", the average of those from 1 up.
-    """
-    mean = scores[scores["source"] == "mean"].assign(stage="mean")
-    mean = mean.drop_duplicates(["probe", "seed", "target", "metric"]).set_index(["probe", "seed", "target", "metric"])
-    own = scores[scores["source"] == "probe"].astype({"layer": object}).fillna({"layer": "decoder"})
+def summarize(runs: Runs) -> pd.DataFrame:
+    """Give the scores over all images: one row per probe, stage, seed, target, metric, source and layer."""
     rows = []
-    keys = ["probe", "target", "metric", "layer"]
-    for key, group in own.groupby(keys, sort=False):
-        by_run = group.set_index(["stage", "seed"])
-        probe, target, metric, _ = key
-        for upper, lower in itertools.pairwise([*STAGES, "mean"]):
-            ends, differences = [], []
-            for seed in sorted(set(group["seed"])):
-                one = by_run.loc[(upper, seed)]
-                other = mean.loc[(probe, seed, target, metric)] if lower == "mean" else by_run.loc[(lower, seed)]
-                differences.append(one["score"] - other["score"])
-                ends.append(interval_of((one["draws"] - other["draws"])[:, None])[:, 0])
-            low, high = np.array(ends).T
-            rows.append(
-                dict(zip(keys, key, strict=True))
-                | {"comparison": f"{upper} - {lower}", "difference": np.mean(differences)}
-                | {"low": low.min(), "high": high.max()}
-                | {"above": int((low > 0).sum()), "below": int((high < 0).sum()), "seeds": len(ends)}
+    for (probe, stage, seed), tables in runs.items():
+        for series in itertools.chain.from_iterable(map(jackknife, tables)):
+            scored = series.rows.assign(score=series.score, probe=probe, stage=stage, seed=seed)
+            rows.append(scored[scored["group"].isna()])
+    columns = ["target", "metric", "source", "layer", "score", "probe", "stage", "seed"]
+    return pd.concat(rows, ignore_index=True)[columns]
+
+
+def compare(runs: Runs) -> pd.DataFrame:
+    """Compare each stage with the one below it: one row per probe, target, metric, layer and comparison.
+
+    Within a seed both are scored on the same images, so the interval (95%) is that of their paired difference. `low`
+    and `high` are the outermost ends over the seeds; `above` and `below` count the seeds whose interval lies wholly on
+    that side of 0. The last stage is compared with the mean feature. The layer is a number, or "decoder", the average
+    of those from 1 up.
+    """
+    below = dict(itertools.pairwise([*STAGES, "mean"]))
+    parts = []
+    for (probe, stage, seed), tables in runs.items():
+        others = runs.get((probe, below[stage], seed)) or [_mean_in_every_layer(table) for table in tables]
+        for pair in zip(tables, others, strict=True):
+            one, other = (
+                {series.rows["metric"].iloc[0]: series for series in jackknife(table[table["source"] == "probe"])}
+                for table in pair
             )
-    return pd.DataFrame(rows)
+            for metric, series in one.items():
+                found = difference(series, other[metric], share=find_metric(metric).share)
+                parts.append(found[found["group"].isna()].assign(probe=probe, stage=stage, seed=seed))
+    found = pd.concat(parts, ignore_index=True).astype({"layer": object}).fillna({"layer": "decoder"})
+    found["comparison"] = found["stage"].map(lambda stage: f"{stage} - {below[stage]}")
+    found = found.assign(difference=found["mean"], above=found["low"] > 0, below=found["high"] < 0, seeds=1)
+    keys = ["probe", "target", "metric", "layer", "comparison"]
+    ways = {"difference": "mean", "low": "min", "high": "max", "above": "sum", "below": "sum", "seeds": "sum"}
+    return found.groupby(keys, sort=False).agg(ways).reset_index()
+
+
+def _mean_in_every_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Put the score of the mean feature in the place of every layer's prediction."""
+    mean = table[table["source"] == "mean"].drop(columns="layer").assign(source="probe")
+    return mean.merge(table.loc[table["source"] == "probe", ["layer"]].drop_duplicates(), how="cross")
 
 
 def draw(scores: pd.DataFrame) -> Figure:

@@ -108,12 +108,11 @@ def evaluate_task(task: str, call: Evaluate, settings: TaskSettings) -> None:
 def _show_scores(run: str, path: Path) -> None:
     if int(os.environ.get("RANK", "0")) > 0:  # one of several processes speaks
         return
-    from innervision.report.tables import format_table, read_scores, summarize, write_summary
+    from innervision.report.tables import tabulate, write_summary
 
-    scores = read_scores(Path(run), path.stem)
-    summary = summarize(scores)
+    summary, text = tabulate(run, path.stem)
     write_summary(summary, path.with_suffix(".csv"))
-    print(format_table(summary, scores["target"].unique()), end="\n\n")
+    print(text, end="\n\n")
     print(f"{path.with_suffix('.csv')}  the same and more as CSV\n{path}  the score of each image")
     print(f"next: innervision plot {run} --out figure.png")
 
@@ -169,7 +168,7 @@ def plot(call: Plot) -> None:
     from innervision.report.figures import plot_curves
 
     metrics = [name.strip() for name in call.metrics.split(",")] if call.metrics else None
-    for path in plot_curves([Path(run) for run in call.runs], Path(call.out), metrics):
+    for path in plot_curves(call.runs, call.out, metrics):
         print(path)
 
 
@@ -188,13 +187,13 @@ def compare(call: Compare) -> None:
     from innervision.report.compare import compare
     from innervision.report.tables import format_differences
 
-    differences, left_out, *setup = compare(Path(call.run), Path(call.other))
+    found = compare(call.run, call.other)
     print(f"{call.run} less {call.other}, over the images that both have\n")
-    print(format_differences(differences, differences["target"].unique()))
-    for line in left_out:
+    print(format_differences(found.differences, found.differences["target"].unique(), found.metrics))
+    for line in found.left_out:
         print(f"not compared: {line}")
-    for line in setup[0] if setup else ():
-        print(f"not the same: {line}")
+    for line in found.notes:
+        print(f"note: {line}")
 
 
 @dataclass

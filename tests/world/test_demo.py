@@ -8,7 +8,7 @@ from PIL import Image
 
 from innervision.data import read_panoptic
 from innervision.engine.run import RunFolder
-from innervision.report.tables import read_scores
+from innervision.report.files import read_scores
 from innervision.world.demo import EVALUATIONS, RUNS, choose_scene, demonstrate, truth_of
 from innervision.world.scenes import CATEGORIES, render
 

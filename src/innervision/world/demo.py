@@ -19,7 +19,7 @@ from innervision.engine.run import RunFolder
 from innervision.mllm import MLLM
 from innervision.report.figures import plot_curves
 from innervision.report.picture import draw_layers
-from innervision.report.tables import format_table, read_scores, summarize
+from innervision.report.tables import tabulate
 from innervision.targets import load_targets
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
@@ -90,9 +90,7 @@ each token's place (probe.positions), which the paper's probe is not.
             evaluate_task(run, task, how, **models)
     for name, run in zip(RUNS, runs, strict=True):
         for evaluation in EVALUATIONS:
-            scores = read_scores(run, evaluation)
-            table = format_table(summarize(scores), scores["target"].unique())
-            print(f"\n--- world/{name}: {evaluation} ---\n\n{table}")
+            print(f"\n--- world/{name}: {evaluation} ---\n\n{tabulate(run, evaluation).text}")
     curves = plot_curves(runs, out / "curves.png")
     picture = draw_scene(runs, targets, scenes, out / "layers.png", choose_scene(val))
     print(
