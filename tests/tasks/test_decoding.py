@@ -11,6 +11,7 @@ from torch import Tensor
 from innervision.config import TaskSettings
 from innervision.data.loader import Batch
 from innervision.data.sources import ImageSet
+from innervision.errors import InnerVisionError
 from innervision.targets.target import Context
 from innervision.tasks.evaluation import Label, Scores
 from innervision.tasks.task import Task
@@ -24,6 +25,7 @@ class KnownTarget:
     """Its output is the sum of a map's features, plus a hundred times what the real image gives."""
 
     name: str = "known"
+    kind: str = "known"
     draws_at_random: bool = False
     looks_at_the_image: bool = True
     calls: list[int] = field(default_factory=list)
@@ -45,7 +47,7 @@ class Difference(Task):
     """Reports output and truth as they are."""
 
     name = "difference"
-    target = "known"
+    kind = "known"
     sources = ("probe", "shuffled", "zero", "mean", "expert", "plain")
 
     def __init__(self, settings: TaskSettings) -> None:
@@ -55,30 +57,44 @@ class Difference(Task):
     def truth(self, name: str, image: Any) -> Any:
         raise AssertionError("the batch has its truth already")
 
-    def score(self, outputs: Tensor, truths: Sequence[float]) -> list[Scores]:
+    def score(self, outputs: Tensor, truths: Sequence[float], target: Any) -> list[Scores]:
         return [Scores("output", outputs), Scores("truth", torch.tensor(truths))]
 
     def keep(self, outputs: Tensor, labels: Sequence[Label]) -> dict[str, Tensor]:
         return {"pair": torch.stack([outputs, -outputs], dim=1)}
 
 
-def run(target: KnownTarget, size: int = 100) -> tuple[dict[tuple, tuple[float, float]], dict]:
+class WithoutArrays(Difference):
+    """Needs nothing of all images together."""
+
+    def keep(self, outputs: Tensor, labels: Sequence[Label]) -> dict[str, Tensor]:
+        return {}
+
+
+def make_task(size: int = 100, kind: type[Difference] = Difference) -> Difference:
+    return kind(TaskSettings(data="nowhere", decode_batch_size=size))
+
+
+def run(
+    target: KnownTarget, size: int = 100, following: str | None = None
+) -> tuple[dict[tuple, tuple[float, float]], dict]:
     """Decode two layers of three images; give output and truth of each label, and what was kept."""
-    pixels = torch.tensor([1.0, 2.0, 3.0])
-    batch = Batch(NAMES, None, {"known": pixels}, [], [10.0, 20.0, 30.0])
-    task = Difference(TaskSettings(data="nowhere", decode_batch_size=size))
-    bank = type("Bank", (), {"mean": torch.full((2, 3), 0.1)})
-    comparison = task.compare(batch, [target], {"known": bank})
+    count = 3 if following is None else 4
+    pixels, truths = torch.tensor([1.0, 2.0, 3.0, 4.0])[:count], [10.0, 20.0, 30.0, 40.0][:count]
+    batch = Batch(NAMES, None, {"known": pixels}, [], truths, following, paired=True)
+    comparison = make_task(size, WithoutArrays if following else Difference).compare(
+        batch, target, torch.full((2, 3), 0.1)
+    )
     for layer in LAYERS:
-        comparison.predicted("known", layer, torch.tensor([7.0, 8.0, 9.0])[:, None, None].expand(3, 2, 3) + 10 * layer)
-    part = comparison.finish()
+        comparison.predicted(layer, torch.tensor([7.0, 8.0, 9.0])[:, None, None].expand(3, 2, 3) + 10 * layer)
+    findings = comparison.finish()
     found: dict[tuple, dict[str, float]] = {}
-    for labels, scores in part.scores:
+    for labels, scores in findings.scores:
         for label, value in zip(labels, scores.values.tolist(), strict=True):
             entry = found.setdefault((label.image, label.layer, label.source), {})
             assert scores.metric not in entry, "scored twice"
             entry[scores.metric] = value
-    return {key: (entry["output"], entry["truth"]) for key, entry in found.items()}, part.arrays
+    return {key: (entry["output"], entry["truth"]) for key, entry in found.items()}, findings.arrays
 
 
 def expected(image_matters: bool) -> dict[tuple, tuple[float, float]]:
@@ -148,9 +164,25 @@ def test_arrays_are_kept_in_the_order_of_the_images() -> None:
 
 
 def test_a_mean_that_is_not_known_is_left_out() -> None:
-    pixels = torch.tensor([1.0, 2.0])
-    task = Difference(TaskSettings(data="nowhere"))
-    bank = type("Bank", (), {"mean": torch.full((2, 3), torch.nan)})
-    batch = Batch(NAMES[:2], None, {"known": pixels}, [], [1.0, 2.0])
-    part = task.compare(batch, [KnownTarget()], {"known": bank}).finish()
-    assert {label.source for labels, _ in part.scores for label in labels} == {"zero", "expert", "plain"}
+    batch = Batch(NAMES[:2], None, {"known": torch.tensor([1.0, 2.0])}, [], [1.0, 2.0])
+    findings = make_task().compare(batch, KnownTarget(), torch.full((2, 3), torch.nan)).finish()
+    assert {label.source for labels, _ in findings.scores for label in labels} == {"zero", "expert", "plain"}
+
+
+@pytest.mark.parametrize("image_matters", [True, False])
+def test_a_prediction_is_also_compared_with_a_partner_outside_of_the_batch(image_matters: bool) -> None:
+    """The last image's partner is `d`; who has the first image for partner is in another batch."""
+    found, _ = run(KnownTarget(looks_at_the_image=image_matters), following="d")
+    shuffled = {key: value for key, value in found.items() if key[2] == "shuffled"}
+    assert {key[0] for key in shuffled} == {"b", "c", "d"}
+    own = 400.0 if image_matters else 0.0
+    for layer in LAYERS:
+        assert shuffled["d", layer, "shuffled"] == pytest.approx((6 * (9.0 + 10 * layer) + own, 40.0))
+    assert {key[0] for key in found if key[2] != "shuffled"} == set(NAMES)
+
+
+def test_the_task_takes_all_targets_of_its_kind() -> None:
+    kinds = {"a": "known", "b": "other", "c": "known"}
+    assert make_task().choose(kinds) == ["a", "c"]
+    with pytest.raises(InnerVisionError, match="no probes for known, only for b"):
+        make_task().choose({"b": "other"})
