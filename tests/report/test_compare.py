@@ -200,9 +200,9 @@ def test_another_setup_is_said_but_does_not_keep_from_comparing(tmp_path: Path) 
     found = compare(a, b)
     assert row(found.differences, 1)["mean"] == 0
     assert found.notes == [
-        "similarity: device differs: H100 and CPU",
-        "similarity: dtype of mllm differs: bfloat16 and float32",
-        "similarity: dtype of probes differs: bfloat16 and not recorded",
+        "similarity: device: H100 and CPU",
+        "similarity: dtype of mllm: bfloat16 and float32",
+        "similarity: dtype of probes: bfloat16 and not recorded",
     ]
     assert not compare(a, a).notes
 

@@ -80,7 +80,7 @@ def _differences_of_setup(first: Facts, second: Facts) -> Iterator[str]:
     for key in [*one, *(key for key in other if key not in one)]:
         values = [str(side.get(key, "not recorded")) for side in (one, other)]
         if one and other and values[0] != values[1]:
-            yield f"{key} differs: {values[0]} and {values[1]}"
+            yield f"{key}: {values[0]} and {values[1]}"
 
 
 def _flatten(setup: Mapping[str, Any], under: str = "") -> dict[str, Any]:

@@ -80,9 +80,11 @@ def jackknife(scores: pd.DataFrame, images: Collection[str] | None = None) -> It
 
 
 def difference(first: Series, second: Series, *, share: bool) -> pd.DataFrame:
-    """Compare two series over the same images: the columns of `SERIES`, layer, group, images, mean, low and high.
+    """Compare two series over the same images, first less second, in the layers and groups that both have.
 
-    Mean, low and high are of the paired difference, first less second. It is NaN where neither has the group.
+    Returns:
+        The columns of `SERIES`, layer, group, images, groups and rare_groups as in `Series.rows`; mean, low and high
+        are of the paired difference.
     """
     keys = [*SERIES, "layer", "group"]
     numbered = [series.rows.assign(number=range(len(series.rows))) for series in (first, second)]
@@ -106,7 +108,8 @@ def _interval(
     """Give both ends (R,) of the intervals of scores, or of differences of scores of the same images.
 
     The skewness is transformed away of plain means alone: that of a ratio is not that of its changes. The bias of a
-    mean over groups is taken off; it is known about as well as that of each group is, which is as well as it is large.
+    mean over groups is taken off. That of a single group may be wrong by as much as it is large; over G groups such
+    errors cancel to 1 / √G of it.
     """
     columns = ("images", "effective", "things", "equal", "bias", "groups")
     images, effective, things, equal, bias, groups = (rows[name].to_numpy() for name in columns)
