@@ -51,9 +51,7 @@ def depth(scenes: Path) -> None:
         for path, name in zip(benchmark.images.paths, benchmark.images.names, strict=True):
             pairs, image, found = benchmark.pairs[name], read_image(path), make(name)
             points, size = pairs.points.reshape(-1, 2), (image.height, image.width)
-            index = torch.zeros(len(points), dtype=torch.long)
-            sizes = torch.tensor(size).expand(len(points), 2)
-            values = sample(torch.from_numpy(found)[None], index, torch.from_numpy(points), sizes).view(-1, 2)
+            values = sample(torch.from_numpy(found), torch.from_numpy(points), size).view(-1, 2)
             verdict = verdicts(values, torch.from_numpy(pairs.closer))
             right += verdict.right.tolist()
             tied += verdict.tied.tolist()
