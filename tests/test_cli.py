@@ -224,6 +224,8 @@ def test_a_run_yaml_gives_its_settings_and_its_own_folder(fitted: Calls, tmp_pat
         ("record: {}", "record"),
         ("trust_remote_code: true", "trust_remote_code"),
         ("{format: 2, settings: {trust_remote_code: true}, record: {}}", "trust_remote_code"),
+        ("{format: 2, settings: {epochs: 3}, record: {}, resume: true}", "resume"),
+        ("{format: 2, settings: [epochs], record: {}}", "does not hold settings"),
         ("- epochs", "does not hold settings"),
         ("", "does not hold settings"),
         ("{", "cannot be read"),
@@ -298,7 +300,8 @@ def test_every_command_has_help_with_hyphens_as_they_are_typed(
         (["evaluate", "depths", "runs/a"], "there is no command 'evaluate depths'"),
         (["trian", "--mllm", "m"], "there is no command 'trian'"),
         (["plot", "--out", "a.png"], "runs"),
-        (["train", "--preset", "paper"], "there is no preset 'paper'; there are: paper-depth"),
+        (["train", "--preset", "paper"], "paper-depth"),
+        (["train", "--config"], "--config"),
     ],
 )
 def test_words_that_are_no_command_are_wrong_usage(

@@ -1,10 +1,10 @@
 """The command line: finds the command, makes its parser from its dataclasses, calls it."""
 
+import argparse
 import json
 import os
 import sys
 import traceback
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _run(words)
-    except (WrongUsage, ArgumentError) as error:
+    except (WrongUsage, argparse.ArgumentError) as error:
         return _fail(" ".join(str(error).split()), 2)
     except (InnerVisionError, OSError) as error:
         if "--debug" in words:
@@ -135,19 +135,11 @@ def _with_underscores(word: str) -> str:
 
 def _files_first(words: Sequence[str], settings: type) -> list[str]:
     """Put the settings of --preset and then of --config before the other options, so that they undo none."""
-    found: dict[str, list[str]] = {"--preset": [], "--config": []}
-    rest: list[str] = []
-    queue = list(words)
-    while queue:
-        option, equals, value = queue.pop(0).partition("=")
-        if option not in found or not (equals or queue):
-            rest.append(option + equals + value)
-            continue
-        found[option].append(value if equals else queue.pop(0))
-    for preset in found["--preset"]:
-        if preset not in PRESETS:
-            raise WrongUsage(f"there is no preset {preset!r}; there are: {', '.join(sorted(PRESETS))}")
-    files = [*(PRESETS[preset] for preset in found["--preset"]), *map(Path, found["--config"])]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset", choices=sorted(PRESETS), action="append", default=[])
+    parser.add_argument("--config", type=Path, action="append", default=[])
+    found, rest = parser.parse_known_args(words)
+    files = [*(PRESETS[preset] for preset in found.preset), *found.config]
     return [word for file in files for word in ("--config", json.dumps(_read_settings(file, settings)))] + rest
 
 
@@ -161,12 +153,14 @@ def _read_settings(path: Path, kind: type) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise WrongUsage(f"{path} cannot be read: {error}") from error
+    unknown: list[Any] = []
     if is_run := isinstance(content, dict) and {"format", "settings"} <= content.keys():
+        unknown = [name for name in content if name not in ("format", "settings", "record")]
         content = content["settings"]
     if not isinstance(content, dict):
         raise WrongUsage(f"{path} does not hold settings: a mapping of names to values is needed")
-    if unknown := [str(name) for name in content if name not in {field.name for field in fields(kind)}]:
-        raise WrongUsage(f"{path} holds what is no setting: {', '.join(unknown)}")
+    if unknown := [*unknown, *(name for name in content if name not in {field.name for field in fields(kind)})]:
+        raise WrongUsage(f"{path} holds what is no setting: {', '.join(map(str, unknown))}")
     return {**content, "out": str(path.parent)} if is_run and path.name == "run.yaml" else content
 
 

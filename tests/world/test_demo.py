@@ -1,5 +1,6 @@
 """The demo on a handful of scenes: everything is there, and nothing is done twice."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,17 @@ from PIL import Image
 from innervision.data import read_panoptic
 from innervision.engine.run import RunFolder
 from innervision.report.files import read_scores
-from innervision.world.demo import EVALUATIONS, RUNS, choose_scene, demonstrate, truth_of
+from innervision.world.demo import DRAW, EVALUATIONS, RUNS, choose_scene, demonstrate, truth_of
 from innervision.world.scenes import CATEGORIES, render
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    demonstrate(out, train=8, val=4, epochs=1, progress=False)
-    return out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DRAW, "steps", 1)
+        demonstrate(out, train=8, val=2, epochs=1, progress=False)
+        yield out
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -48,7 +51,7 @@ def test_it_ends_with_figures_and_scores_of_every_layer_and_task(demo: Path) -> 
 
 def test_finished_work_is_left_alone(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files_of(demo)
-    demonstrate(demo, train=8, val=4, epochs=1, progress=False)
+    demonstrate(demo, train=8, val=2, epochs=1, progress=False)
     printed = capsys.readouterr().out
     for name in RUNS:
         for evaluation in EVALUATIONS:
