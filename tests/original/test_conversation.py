@@ -18,11 +18,6 @@ from innervision.original.conversation import (
 PROMPT = "Describe the image in two lines."
 
 
-@pytest.fixture(scope="module")
-def checkpoints(shared: Path) -> Path:
-    return shared / "golden/probe_ckpt"
-
-
 def test_prompts_are_those_of_the_original(shared: Path) -> None:
     prompts = json.loads((shared / "golden/misc/prompts.json").read_text())
     assert set(prompts["conv_template_names"]) == set(TEMPLATES)

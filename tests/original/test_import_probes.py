@@ -23,11 +23,6 @@ PROMPT = "Describe the image in two lines."
 SETTINGS = {"depth": 1, "dim_head": 4, "num_heads": 2, "num_tokens": 576, "output_dim": 32, "ff_mult": 1}
 
 
-@pytest.fixture(scope="module")
-def checkpoints(shared: Path) -> Path:
-    return shared / "golden/probe_ckpt"
-
-
 @pytest.fixture
 def copy(checkpoints: Path, tmp_path: Path) -> Path:
     """A depth checkpoint that a test may change, without the expert beside it."""
