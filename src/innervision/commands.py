@@ -61,7 +61,7 @@ class Train:
     """What a call decides beside the settings."""
 
     resume: bool = False
-    """Go on with the run that --out holds."""
+    """Resume the run that --out holds."""
     trust_remote_code: bool = False
     """Run model code that comes with the MLLM's checkpoint. Only for sources that you trust."""
 

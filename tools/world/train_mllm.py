@@ -234,7 +234,7 @@ class PatchLesson(nn.Module):
         return means @ torch.tensor(self.WEIGHTS)
 
     def labels(self, chosen: NDArray[np.int64]) -> Tensor:
-        """Give category, colour and texture at the points.  # (B, 3, points, points) int64"""
+        """Give category, colour and texture at the points: (B, 3, points, points) int64."""
         step = PATCH // self.POINTS
         segments = self.scenes.panoptic[chosen, step // 2 :: step, step // 2 :: step]
         categories = self.scenes.semantic[chosen, step // 2 :: step, step // 2 :: step]
@@ -304,7 +304,7 @@ def pack(prompt: Sequence[int], rows: Sequence[Sequence[Sequence[int]]]) -> dict
 
 
 def pixels(images: NDArray[np.uint8], processor: Any) -> Tensor:
-    """Give images of the scenes' size as the processor's image processor would.  # (B, 3, H, W)"""
+    """Give images of the scenes' size as the processor's image processor would: (B, 3, H, W)."""
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
     scaled = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 255
     return (scaled - mean.view(3, 1, 1)) / std.view(3, 1, 1)

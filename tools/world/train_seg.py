@@ -123,7 +123,7 @@ def measure(models: Path, *, progress: bool = True, count: int = 500) -> list[Se
 
 
 def semantic(scene: Scene) -> Tensor:
-    """Give the position of every pixel's category in CATEGORIES."""  # (H, W)
+    """Give the position (H, W) of every pixel's category in CATEGORIES."""
     positions = torch.zeros(scene.panoptic.max() + 1, dtype=torch.long)
     for segment in scene.segments:
         positions[segment.id] = segment.category_id - 1
@@ -131,12 +131,12 @@ def semantic(scene: Scene) -> Tensor:
 
 
 def label(scores: Tensor) -> Tensor:
-    """Give the best class for every pixel of a scene, from the scores (1, K, h, w)."""  # (H, W)
+    """Give the best class (H, W) for every pixel of a scene, from the scores (1, K, h, w)."""
     return nn.functional.interpolate(scores, (SIZE, SIZE), mode="bilinear")[0].argmax(0).cpu()
 
 
 def iou(counts: Tensor) -> Tensor:
-    """Give the intersection over union of every class in per cent, from counts of pixels."""  # (K,)
+    """Give the intersection over union (K,) of every class in per cent, from counts of pixels."""
     found = overlap(counts)
     return 100 * found.intersection / found.union.clamp(min=1)
 

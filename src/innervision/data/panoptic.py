@@ -31,11 +31,14 @@ class PanopticMap:
     """Segment id -> label, the place of its category in the annotation file; crowds are segments as well."""
 
     def labels(self) -> NDArray[np.uint8]:
-        """Read the map: the label of each pixel, VOID where its segment is not known.
+        """Read the map.
+
+        Returns:
+            (H, W), the label of each pixel; VOID where its segment is not known.
 
         Raises:
             InnerVisionError: the PNG is missing, broken or holds no colours.
-        """  # (H, W)
+        """
         try:
             with Image.open(self.path, formats=["PNG"]) as image:
                 if image.mode not in ("RGB", "RGBA"):

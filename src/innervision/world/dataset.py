@@ -74,7 +74,7 @@ def write_scenes(
 
 @cache
 def mean_depth(seed: int, size: int = 112, scenes: int = 400) -> NDArray[np.float64]:
-    """The mean depth map of the first training scenes in metres: what place alone says."""  # (H, W)
+    """Give the mean depth map (H, W), in metres, of the first training scenes: what place alone says."""
     total = np.zeros((size, size))
     for index in range(FIRST_INDEX["train"], FIRST_INDEX["train"] + scenes):
         total += depth_map(seed, index, size)
