@@ -92,7 +92,10 @@ def test_settings_and_record_say_where_probes_come_from(checkpoints: Path) -> No
 
 @pytest.mark.parametrize("mode", ["depth", "seg"])
 def test_probes_belong_to_the_models_that_the_settings_name(mode: str, checkpoints: Path, tmp_path: Path) -> None:
-    found = read_probes(str(checkpoints / f"probe_{mode}_tiny-llava-llama3"))
+    folder = checkpoints / f"probe_{mode}_tiny-llava-llama3"
+    found = read_probes(str(folder))
+    holder = {"depth": checkpoints / "tiny_dav2.pth", "seg": folder}[mode]  # what lies beside goes before what it holds
+    assert found.settings.targets == f"{mode}={holder.resolve()}"
     found.bank.save(tmp_path / "bank.safetensors")
     [target] = load_targets([found.settings.targets], device="cpu")
     ProbeBank.load(tmp_path / "bank.safetensors").check(MLLM.load(found.settings.mllm, device="cpu"), target)
