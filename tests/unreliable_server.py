@@ -28,6 +28,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.faults: list[str] = []
+        self.redirects: dict[str, str] = {}
+        """From where to where requests are sent on, as the Hub does with large files."""
         self.etags: dict[str, str] = {}
         """Checksums by which files are announced, where they are not their own."""
         self.asked: list[tuple[str, str | None]] = []
@@ -52,20 +54,31 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         """Answer what the Hub's library asks before it fetches a file."""
         self.server.asked.append((self.path, "head"))
-        content = self.server.files.get(self.path)
+        place = self.server.redirects.get(self.path, self.path)
+        content = self.server.files.get(place)
         if content is None:
             self.send_error(404)
             return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        linked = "" if place == self.path else "X-Linked-"
+        self.send_response(302 if linked else 200)
+        if linked:
+            self.send_header("Location", place)
+        self.send_header(f"{linked}Size" if linked else "Content-Length", str(len(content)))
         self.send_header("X-Repo-Commit", "1" * 40)
-        self.send_header("ETag", f'"{self.server.etags.get(self.path) or hashlib.sha256(content).hexdigest()}"')
+        etag = self.server.etags.get(place) or hashlib.sha256(content).hexdigest()
+        self.send_header(f"{linked}ETag", f'"{etag}"')
         self.end_headers()
 
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.asked.append((self.path, asked))
         content = self.server.files.get(self.path.partition("?")[0])
+        if self.path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         fault = self.server.faults.pop(0) if self.server.faults else ""
         if content is None:
             self.send_error(404)

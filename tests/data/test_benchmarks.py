@@ -204,11 +204,12 @@ def hub(server: Server, request: pytest.FixtureRequest) -> Server:
         "annotations.json": json.dumps({"images/indoor/1.png": [pair]}).encode(),
         "images/indoor/1.png": image(np.zeros((2, 4, 3), np.uint8), "png"),
     }
+    server.redirects["/datasets/depth-anything/DA-2K/resolve/main/DA-2K.zip"] = DA2K
     server.files[DA2K] = pack({f"{request.param}{name}": content for name, content in files.items()})
     return server
 
 
-DA2K = "/datasets/depth-anything/DA-2K/resolve/main/DA-2K.zip"
+DA2K = "/storage/of/large/files/1234"
 
 
 def test_da2k_is_fetched_as_the_reader_reads_it(
