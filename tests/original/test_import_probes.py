@@ -16,6 +16,7 @@ from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
 from innervision.original.held_experts import HELD
 from innervision.original.import_probes import read_probes, sort_keys
+from innervision.original.protocol import PROTOCOLS
 from innervision.probes import ProbeBank
 from innervision.targets import load_targets
 
@@ -110,6 +111,8 @@ def test_the_mean_feature_is_that_of_the_images_given(checkpoints: Path, tmp_pat
         str(checkpoints / "probe_depth_tiny-llava-llama3"), images=str(tmp_path / "images"), device="cpu"
     )
     [target] = load_targets([found.settings.targets], device="cpu")
+    assert not torch.allclose(found.bank.mean, target.encode(pictures).mean(dim=0), atol=1e-2)
+    PROTOCOLS["paper"].adopt(target)  # as for the features that the probes are scored against
     torch.testing.assert_close(found.bank.mean, target.encode(pictures).mean(dim=0), atol=1e-6, rtol=0)
 
 

@@ -17,6 +17,7 @@ from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import find_images
 from innervision.data.loader import Batches, load_batches
 from innervision.errors import InnerVisionError, first_line, require
+from innervision.original.experts import follow_paper
 from innervision.original.held_experts import HELD, find_beside, holds
 from innervision.original.layout import UNUSED_KEYS
 from innervision.probes.bank import BankInfo, ProbeBank
@@ -56,8 +57,8 @@ def read_probes(
     Args:
         checkpoint: a folder or a Hub id, in the layout that the original code saves.
         expert: the expert that the probes predict; by default the one that the checkpoint holds, or else names.
-        images: over which to average the expert's features, for the floor `mean` and the scores that are centred
-            on it. The checkpoint does not hold this mean: without images it is NaN, not known.
+        images: over which to average the expert's features, as protocol `paper` has them, for the floor `mean` and the
+            scores that are centred on it. The checkpoint does not hold this mean: without images it is NaN, not known.
         revision: branch, tag or commit on the Hub.
         template: of the conversation; by default the language model's.
         device: of the expert, where images are given.
@@ -67,26 +68,18 @@ def read_probes(
         InnerVisionError: this is no such checkpoint, or it lacks tensors, or has some of another shape, that are not
             finite or that nothing is known of; the expert cannot be had.
     """
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(checkpoint, revision=revision)
-    except OSError as error:
-        raise InnerVisionError(f"cannot read {checkpoint}: {first_line(error)}") from error
-    mode = str(config.get("probe_mode"))
-    require(
-        mode in HELD,
-        f"{checkpoint} is no probe checkpoint: probe_mode in its config.json is {mode}, not depth, seg or gen",
-    )
+    config = _read_config(checkpoint, revision)
+    mode = config["probe_mode"]
     revision = hub_commit(checkpoint, revision)
     shards = Shards(checkpoint, revision)
     keys, _, unknown = sort_keys(shards.files, mode)
     require(not unknown, f"{checkpoint} (probe_mode={mode}) holds {len(unknown)} unknown tensors: {few(unknown)}")
-    spec = f"{mode}={_absolute(expert) if expert else own_expert(checkpoint, config, shards)}"
     shape = _head_settings(checkpoint, config)
     settings = TrainSettings(
         mllm=_absolute(checkpoint),
         images=images or "",
         out="",
-        targets=spec,
+        targets=f"{mode}={_absolute(expert) if expert else own_expert(checkpoint, config, shards)}",
         layers="decoder",
         probe=ProbeSettings(
             depth=shape["depth"], heads=shape["num_heads"], dim_head=shape["dim_head"], ff_mult=shape["ff_mult"]
@@ -95,30 +88,16 @@ def read_probes(
         template=template,
         protocol="paper",
     )
-    name, commit = identify(checkpoint, revision)
-    parsed = parse_target(spec)
-    expert_name, expert_commit = identify(parsed.expert or "", parsed.revision)
-    num_layers = config["num_hidden_layers"]
-    info = BankInfo(
-        mllm=name,
-        mllm_revision=commit,
-        num_layers=num_layers,
-        widths=dict.fromkeys(range(1, num_layers + 1), config["hidden_size"]),
-        target=mode,
-        kind=mode,
-        expert=expert_name,
-        expert_revision=expert_commit,
-        num_tokens=shape["num_tokens"],
-        width=shape["output_dim"],
-    )
+    info = _bank_info(settings, config, shape)
     bank = read_bank(info, settings.probe, shards, keys)
     if images:
-        [target] = load_targets([spec], device=device)
+        [target] = load_targets(settings.targets, device=device)
+        follow_paper(target)  # as the features that the probes learnt, and those that they are scored against
         bank.mean = mean_feature(target, images, progress)
     record = {
-        "imported": {"checkpoint": name, "revision": commit},
-        "mllm": {"name": name, "revision": commit, "num_layers": num_layers},
-        "experts": {mode: {"name": expert_name, "revision": expert_commit, "kind": mode}},
+        "imported": {"checkpoint": info.mllm, "revision": info.mllm_revision},
+        "mllm": {"name": info.mllm, "revision": info.mllm_revision, "num_layers": info.num_layers},
+        "experts": {mode: {"name": info.expert, "revision": info.expert_revision, "kind": mode}},
         "layers": bank.layers,
         "parameters": {mode: bank.num_parameters()},
     }
@@ -210,6 +189,38 @@ def own_expert(checkpoint: str, config: dict[str, Any], shards: Shards) -> str:
         return _absolute(checkpoint) if shards.revision is None else f"{checkpoint}@{shards.revision}"
     require(bool(place), f"{checkpoint} neither holds its expert nor names it ({HELD[mode].named_by}): give the expert")
     return place
+
+
+def _read_config(checkpoint: str, revision: str | None) -> dict[str, Any]:
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(checkpoint, revision=revision)
+    except OSError as error:
+        raise InnerVisionError(f"cannot read {checkpoint}: {first_line(error)}") from error
+    mode = config.get("probe_mode")
+    require(
+        mode in HELD,
+        f"{checkpoint} is no probe checkpoint: probe_mode in its config.json is {mode}, not depth, seg or gen",
+    )
+    return config
+
+
+def _bank_info(settings: TrainSettings, config: dict[str, Any], shape: dict[str, Any]) -> BankInfo:
+    name, commit = identify(settings.mllm, settings.revision)
+    target = parse_target(settings.targets)
+    expert, expert_commit = identify(str(target.expert), target.revision)
+    num_layers = config["num_hidden_layers"]
+    return BankInfo(
+        mllm=name,
+        mllm_revision=commit,
+        num_layers=num_layers,
+        widths=dict.fromkeys(range(1, num_layers + 1), config["hidden_size"]),
+        target=target.name,
+        kind=target.kind,
+        expert=expert,
+        expert_revision=expert_commit,
+        num_tokens=shape["num_tokens"],
+        width=shape["output_dim"],
+    )
 
 
 def _head_settings(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
 from innervision.checkpoints.checkpoint import Checkpoint
-from innervision.checkpoints.identity import identify
+from innervision.checkpoints.identity import identify, processor_name
 from innervision.errors import InnerVisionError
 
 RESAMPLING = {
@@ -244,8 +244,7 @@ class Target(nn.Module, ABC):
     @property
     def processor_name(self) -> str:
         """Class and backend of what prepares the images, such as `DPTImageProcessor (torchvision)`."""
-        processor = getattr(self.preparer, "processor", self.preparer)
-        return f"{type(processor).__name__} ({getattr(processor, 'backend', 'pil')})"
+        return processor_name(getattr(self.preparer, "processor", self.preparer))
 
     def prepare(self, images: Sequence[Image]) -> Maps:
         """Make pixels (B, 3, H, W) of RGB images, float32 on the CPU. See `Preparer`."""
