@@ -185,11 +185,37 @@ def test_trust_and_resume_are_decided_by_the_call_alone(fitted: Calls) -> None:
 
 
 def test_settings_of_foreign_probes_pass_through(fitted: Calls, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("probe: {kind: mine, options: {width: 3, names: [a, b]}}")
+    (tmp_path / "a.yaml").write_text("probe: {kind: mine, options: {width: 3, flag: true, share: 2.0, names: [a, b]}}")
     assert main([*TRAIN, "--config", str(tmp_path / "a.yaml"), "--probe.options.my_rate", "0.5"]) == 0
     [((settings,), _)] = fitted
     assert settings.probe.kind == "mine"
-    assert settings.probe.options == {"width": 3, "names": ["a", "b"], "my_rate": 0.5}
+    expected = {"width": 3, "flag": True, "share": 2.0, "names": ["a", "b"], "my_rate": 0.5}
+    assert settings.probe.options == expected
+    assert {name: type(value) for name, value in settings.probe.options.items()} == {
+        name: type(value) for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "class_path: foreign.X",
+        "probe: {class_path: foreign.X}",
+        "probe: foreign.X",
+        "probe: {options: {class_path: foreign.X}}",
+        "probe: {options: {x: {class_path: foreign.X, init_args: {}}}}",
+        "probe: {options: {x: [{class_path: foreign.X}]}}",
+        "clip: {class_path: foreign.X}",
+    ],
+)
+def test_no_file_makes_a_module_run(
+    content: str, fitted: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign.py").write_text("class X: pass")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a.yaml").write_text(content)
+    main([*TRAIN, "--config", str(tmp_path / "a.yaml")])
+    assert "foreign" not in sys.modules
 
 
 def test_options_change_the_settings_of_files_and_those_the_settings_of_presets(fitted: Calls, tmp_path: Path) -> None:
@@ -225,9 +251,9 @@ def test_a_run_yaml_gives_its_settings_and_its_own_folder(fitted: Calls, tmp_pat
         ("trust_remote_code: true", "trust_remote_code"),
         ("{format: 2, settings: {trust_remote_code: true}, record: {}}", "trust_remote_code"),
         ("{format: 2, settings: {epochs: 3}, record: {}, resume: true}", "resume"),
-        ("{format: 2, settings: [epochs], record: {}}", "does not hold settings"),
-        ("- epochs", "does not hold settings"),
-        ("", "does not hold settings"),
+        ("{format: 2, settings: [epochs], record: {}}", "a mapping of names to values is needed"),
+        ("- epochs", "a mapping of names to values is needed"),
+        ("", "a mapping of names to values is needed"),
         ("{", "cannot be read"),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,11 +157,23 @@ def _read_settings(path: Path, kind: type) -> dict[str, Any]:
     if is_run := isinstance(content, dict) and {"format", "settings"} <= content.keys():
         unknown = [name for name in content if name not in ("format", "settings", "record")]
         content = content["settings"]
-    if not isinstance(content, dict):
-        raise WrongUsage(f"{path} does not hold settings: a mapping of names to values is needed")
-    if unknown := [*unknown, *(name for name in content if name not in {field.name for field in fields(kind)})]:
+    if unknown := [*unknown, *_unknown(content, kind)]:
         raise WrongUsage(f"{path} holds what is no setting: {', '.join(map(str, unknown))}")
     return {**content, "out": str(path.parent)} if is_run and path.name == "run.yaml" else content
+
+
+def _unknown(content: Any, kind: type) -> Iterator[Any]:
+    """Name what is no field of a dataclass or of those within it. jsonargparse would import a `class_path` first."""
+    if not isinstance(content, dict):
+        yield f"{content!r:.40} (a mapping of names to values is needed)"
+        return
+    known = {field.name: field.type for field in fields(kind)}
+    for name, value in content.items():
+        inner = known.get(name)
+        if inner is None:
+            yield name
+        elif isinstance(inner, type) and is_dataclass(inner):
+            yield from _unknown(value, inner)
 
 
 def _build(kind: type, chosen: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from innervision.errors import InnerVisionError, require
 
@@ -13,6 +13,9 @@ Protocol = Literal["standard", "paper"]
 """How probes are trained and scores are made; every score names it."""
 
 DType = Literal["float32", "bfloat16", "float16"]
+
+Option = bool | int | float | str | list[bool | int | float | str] | None
+"""What a setting of another package's probe may hold. Not Any: for that jsonargparse imports what a file names."""
 
 
 @dataclass(kw_only=True)
@@ -33,7 +36,7 @@ class ProbeSettings:
     """Width of an attention head."""
     ff_mult: float = 1.0
     """Hidden width of a resampler's feed-forward part, as a multiple of the features' width."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Option] = field(default_factory=dict)
     """Settings of a kind of probe that another package brings: --probe.options.NAME VALUE."""
 
     def __post_init__(self) -> None:
