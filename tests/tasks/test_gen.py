@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -166,15 +167,8 @@ def test_inception_gives_fid_and_kid_and_the_distance_of_the_paper(trained: Trai
 def test_two_processes_give_the_table_of_one(
     trained: Trained, run: Path, table: pd.DataFrame, rounding: dict[str, float], tmp_path: Path
 ) -> None:
-    options = {
-        "data": trained.images,
-        "features": trained.backbone,
-        "steps": 2,
-        "size": 16,
-        "batch_size": 3,
-        "workers": 0,
-        "device": "cpu",
-    }
+    options = {"data": trained.images, "features": trained.backbone, "steps": 2, "size": 16, "batch_size": 3}
+    options |= {"workers": 0, "device": "cpu"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command = ["innervision", "evaluate", "gen", str(run), *(f"--{name}={value}" for name, value in options.items())]
     done = subprocess.run(
@@ -386,6 +380,15 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_drawn(
     monkeypatch.setattr(trained.target, "decode", lambda *_, **__: pytest.fail("it draws"))
     with pytest.raises(InnerVisionError, match=says):
         trained.evaluate(run, **options)
+
+
+def test_processes_that_read_images_get_no_weights(trained: Trained) -> None:
+    task = Gen(trained.settings())
+    task.prepare([trained.target])
+    content = pickle.dumps(task.truth)
+    assert len(content) < 20_000  # the tiny vision model alone has five times as much
+    image = Image.new("RGB", (9, 9), (9, 99, 199))
+    assert torch.equal(pickle.loads(content)("a", image)["standard"], task.truth("a", image)["standard"])
 
 
 def test_one_image_is_no_set(trained: Trained, run: Path) -> None:

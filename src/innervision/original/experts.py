@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
+from transformers import CLIPImageProcessorPil, OneFormerImageProcessorPil
 
 from innervision.targets.depth import DepthTarget
 from innervision.targets.gen import GenTarget

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
     FastVlmConfig,
@@ -23,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     TimmWrapperConfig,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import is_timm_available
 
 from innervision.checkpoints.layout import ForeignExpert, ForeignMLLM, Layout
