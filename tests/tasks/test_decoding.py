@@ -157,7 +157,8 @@ def test_a_seed_belongs_to_an_image_and_a_layer_whatever_the_company() -> None:
 def test_arrays_are_kept_in_the_order_of_the_images() -> None:
     values = expected(True)
     _, arrays = run(KnownTarget(), size=4)
-    assert set(arrays) == {("known", source, layer) for _, layer, source in values}
+    # without the predictions for partners, which are the same set
+    assert set(arrays) == {("known", source, layer) for _, layer, source in values if source != "shuffled"}
     for (_, source, layer), kept in arrays.items():
         outputs = torch.tensor([values[name, layer, source][0] for name in NAMES])
         torch.testing.assert_close(kept["pair"], torch.stack([outputs, -outputs], dim=1))

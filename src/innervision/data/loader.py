@@ -39,7 +39,7 @@ class Batch:
     paired: bool = False
     """Whether images have partners."""
     hashes: dict[str, str] = field(default_factory=dict)
-    """By the names of paired images a hash of their file's content."""
+    """By the names of the images a hash of their file's content."""
 
     @property
     def known(self) -> list[str]:
@@ -69,7 +69,7 @@ class _Read:
     name: str
     image: Image
     truth: Any
-    hash: str | None
+    hash: str
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Batches(Dataset[Batch]):
             truths=[each.truth for each in known],
             following=None if following is None else following.name,
             paired=self.paired,
-            hashes={each.name: each.hash for each in read if each.hash is not None},
+            hashes={each.name: each.hash for each in read},
         )
 
     def _read(self, i: int, bad: list[tuple[str, str]]) -> _Read | None:
@@ -131,7 +131,7 @@ class Batches(Dataset[Batch]):
         except (BadImage, InnerVisionError) as error:
             bad.append((name, error.reason if isinstance(error, BadImage) else str(error)))
             return None
-        return _Read(name, image, truth, content_hash(path) if self.paired else None)
+        return _Read(name, image, truth, content_hash(path))
 
     def _refusal(self, image: Image) -> str | None:
         """Say why the MLLM cannot take an image, or None."""

@@ -172,7 +172,7 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
     plan.bad.add(bad)
     numbers = [number for number in range(len(order)) if number not in done][rank.index :: rank.count]
     loader = load_batches(
-        session.batches(evaluation.images, order, truth=evaluation.truth, paired=True),
+        session.batches(evaluation.images, order, truth=evaluation.truth, paired=evaluation.paired),
         numbers,
         workers=evaluation.settings.workers,
         pin_memory=session.mllm.device.type == "cuda",

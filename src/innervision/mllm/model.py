@@ -1,7 +1,6 @@
 """The model under study: loads it, feeds it, shows its layers one at a time."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,8 +16,8 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.utils import logging as transformers_logging
 
+from innervision.checkpoints.checkpoint import silent_transformers
 from innervision.checkpoints.identity import hub_commit, identify, locate, processor_name
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
 from innervision.config import VISION
@@ -248,17 +247,6 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let Transformers report errors only."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
 def _load_weights(
     name: str,
     dtype: torch.dtype,
@@ -276,7 +264,7 @@ def _load_weights(
             load_in_8bit=quantization == "8bit",
             bnb_4bit_compute_dtype=dtype,
         )
-    with quiet():  # its report lists what is not used; what is missing or unknown is told below
+    with silent_transformers():  # its report lists what is not used; what is missing or unknown is told below
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name,
             dtype=dtype,

@@ -96,6 +96,8 @@ class Evaluation(ABC):
     """Whether it needs the experts' heads."""
     weighted: ClassVar[bool]
     """Whether its scores have weights and groups."""
+    paired: ClassVar[bool] = True
+    """Whether a prediction is scored against its image's partner, too."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """Metrics that it brings beside those of `innervision.metrics.registry`."""
     settings: ScoreSettings

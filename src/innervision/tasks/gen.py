@@ -53,6 +53,7 @@ class Gen(Task):
 
     name = "gen"
     kind = "gen"
+    paired = False  # the set of predictions for partners is the set of predictions
     sources = ("probe", "mean", "expert")
     settings_class = GenSettings
     settings: GenSettings
@@ -102,8 +103,8 @@ class Gen(Task):
         if self.known:
             real = {view: torch.from_numpy(array) for view, array in self.known.of(batch.names).items()}
         else:
-            truths = batch.truths[: len(batch.names)]  # without a partner that is not in the batch
-            real = {view: self._describe(view, torch.stack([pixels[view] for pixels in truths])) for view in self.views}
+            shown = {view: torch.stack([pixels[view] for pixels in batch.truths]) for view in self.views}
+            real = {view: self._describe(view, pixels) for view, pixels in shown.items()}
         drawing = target.drawing(self.settings) if isinstance(target, GenTarget) else target
         comparison = super().compare(batch, drawing, mean)
         comparison.findings.arrays[target.name, "real", None] = real

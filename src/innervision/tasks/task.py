@@ -163,6 +163,8 @@ class _Decoding(Comparison):
         self.findings.scores.extend((labels, each) for each in scores)
         for name, array in self.task.keep(outputs, labels).items():
             for label, values in zip(labels, array, strict=True):
+                if label.source == "shuffled":  # the same set in another order
+                    continue
                 key = label.target, label.source, label.layer
                 shape = (len(self.rows), *values.shape)
                 arrays = self.findings.arrays.setdefault(key, {})
