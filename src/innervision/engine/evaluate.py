@@ -141,7 +141,7 @@ def _choose(run: RunFolder, evaluation: Evaluation) -> list[str]:
     if lacking := [name for name in names if not run.probes(name).exists()]:
         raise InnerVisionError(
             f"{run.path} is not trained yet: there are no probes for {', '.join(lacking)}. "
-            f"Go on with: innervision train --config {run.yaml} --resume"
+            f"Resume it with: innervision train --config {run.yaml} --resume"
         )
     return names
 

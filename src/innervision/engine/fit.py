@@ -205,7 +205,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
                 learner.save(run.state)
                 saved = time.monotonic()
             if stop.asked and not done:
-                raise Stopped(f"stopped after step {learner.step} of {len(plan.steps)}; go on with --resume")
+                raise Stopped(f"stopped after step {learner.step} of {len(plan.steps)}; --resume resumes it")
 
 
 def _finish(plan: _Plan) -> dict[str, ProbeBank]:

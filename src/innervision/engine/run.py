@@ -53,7 +53,7 @@ class RunFolder:
         if self.yaml.exists():
             if not resume and (self.state.exists() or any(self.path.glob("probes/*.safetensors"))):
                 raise InnerVisionError(
-                    f"{self.path} holds a run already: add --resume to go on with it, or use another --out"
+                    f"{self.path} holds a run already: add --resume to resume it, or use another --out"
                 )
             if resume:
                 before, now = asdict(self.settings()), asdict(settings)
