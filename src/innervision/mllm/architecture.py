@@ -1,6 +1,5 @@
 """Where a Hugging Face image-text model keeps its decoder layers and its vision stage."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
         raise InnerVisionError(f"{name} is an encoder-decoder; only decoder-based image-text models can be probed")
     depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     decoder = model.get_decoder()
-    for module in breadth_first(decoder):
+    for module in decoder.modules():
         for child in module.children():
             if isinstance(child, nn.ModuleList) and len(child) == depth:
                 recorded = getattr(module, "_can_record_outputs", None) or {}
@@ -75,15 +74,6 @@ def find_vision_stage(model: PreTrainedModel, decoder: Decoder) -> VisionStage:
         if child is not tower and not any(module is decoder.module for module in child.modules())
     ]
     return VisionStage(tower, neighbours)
-
-
-def breadth_first(root: nn.Module) -> Iterator[nn.Module]:
-    """Give `root` and the modules below it, the shallowest first."""
-    queue = [root]
-    while queue:
-        module = queue.pop(0)
-        yield module
-        queue.extend(module.children())
 
 
 def first_tensor(args: tuple, kwargs: dict) -> Tensor | None:

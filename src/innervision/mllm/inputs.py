@@ -1,7 +1,7 @@
 """Images and a prompt as the tensors that the model under study takes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -36,26 +36,18 @@ class Inputs:
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Inputs":
         """Give a copy on `device`; floating-point arguments of the model become `dtype`."""
-        tensors = {
-            key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
-            for key, value in self.tensors.items()
-        }
-        rest = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), Tensor)
-        }
-        return replace(self, tensors=tensors, **rest)
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        floats = {key: value.to(dtype) for key, value in moved.tensors.items() if value.is_floating_point()}
+        return replace(moved, tensors=moved.tensors | floats)
 
     def pin_memory(self) -> "Inputs":
         """Give a copy in page-locked memory (what a DataLoader asks for)."""
-        tensors = {key: value.pin_memory() for key, value in self.tensors.items()}
-        rest = {
-            field.name: getattr(self, field.name).pin_memory()
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), Tensor)
-        }
-        return replace(self, tensors=tensors, **rest)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        tensors = {key: change(value) for key, value in self.tensors.items()}
+        tiles = None if self.tiles is None else change(self.tiles)
+        return Inputs(tensors, change(self.mask), change(self.image_mask), change(self.places), tiles)
 
     def places_in(self, layer: int, num_tokens: int) -> Tensor:
         """Give the place of a layer's tokens in their image, NaN where it is not known.  # (B, T, 2)

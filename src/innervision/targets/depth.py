@@ -1,7 +1,6 @@
 """Depth: the patch features of Depth Anything, and the map that its head makes of them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import DepthAnythingForDepthEstimation
@@ -68,7 +67,6 @@ class DepthTarget(Target):
         return self._map([states] * len(self.module.channels))
 
     def _map(self, states: Sequence[Tensor]) -> Tensor:
-        head: Any = self.head
         patch = self.module.config.patch_size
         grid = self.preparer.height // patch, self.preparer.width // patch
-        return head["head"](head["neck"](list(states), *grid), *grid)  # (B, H, W)
+        return self.head["head"](self.head["neck"](list(states), *grid), *grid)  # (B, H, W)

@@ -7,11 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPVisionModelWithProjection
 
 from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.checkpoints.layout import read_foreign_expert
@@ -48,8 +44,7 @@ class GenTarget(Target):
             InnerVisionError: the settings do not fit the model, or the target was loaded without its head.
         """
         self._require_head()
-        head: Any = self.head
-        head.check(self.draw)
+        self.head.check(self.draw)
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, size: int | None) -> Parts:
@@ -89,8 +84,7 @@ class GenTarget(Target):
 
         An image depends on its embedding and its seed (0, 1, 2, … where none are given), not on the images beside it.
         """
-        head: Any = self.head
-        return head(features[:, 0], range(len(features)) if seeds is None else seeds, self.draw)
+        return self.head(features[:, 0], range(len(features)) if seeds is None else seeds, self.draw)
 
 
 class UnclipHead(nn.Module):

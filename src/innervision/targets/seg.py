@@ -70,22 +70,18 @@ class SegTarget(Target):
     def context_of_pixels(self, pixels: Tensor) -> Context:
         """Give the features, the scores that the expert gives to the image as it is, and its other stages."""
         *stages, last = self.module(pixels).feature_maps  # each (B, C, h, w)
-        size = last.shape[-2:]
-        head: Any = self.head
-        given = [_resize(stage, size) for stage in stages]
-        return Context(self._tokens(last), head([*stages, last]), tuple(given))
+        given = tuple(_resize(stage, last.shape[-2:]) for stage in stages)
+        return Context(self._tokens(last), self.head([*stages, last]), given)
 
     def decode_features(self, features: Tensor, given: tuple[Tensor, ...], seeds: Sequence[int] | None) -> Tensor:
         """Give the scores (B, K, h, w) of K classes, the last stage being made of features (B, N, C)."""
         last = features.mT.unflatten(-1, (self.grid, self.grid))  # (B, C, grid, grid)
-        head: Any = self.head
-        return head([*given, _resize(last, given[-1].shape[-2:])])
+        return self.head([*given, _resize(last, given[-1].shape[-2:])])
 
     @property
     def labels(self) -> list[str]:
         """The names of the K classes."""
-        head: Any = self.head
-        return head.labels
+        return self.head.labels
 
     def _tokens(self, last: Tensor) -> Tensor:
         return _resize(last.float(), (self.grid, self.grid)).flatten(2).mT  # (B, N, C)

@@ -9,24 +9,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from transformers import BaseImageProcessor
-from transformers.image_utils import SizeDict
+from transformers.image_utils import PILImageResampling, SizeDict
 
 from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.checkpoints.identity import identify, processor_name
 from innervision.errors import InnerVisionError
-
-RESAMPLING = {
-    0: InterpolationMode.NEAREST,
-    1: InterpolationMode.LANCZOS,
-    2: InterpolationMode.BILINEAR,
-    3: InterpolationMode.BICUBIC,
-    4: InterpolationMode.BOX,
-    5: InterpolationMode.HAMMING,
-}
-"""What Pillow's numbers, which the files of image processors hold, stand for."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +37,18 @@ class Preparer:
 
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """Prepare RGB images of any sizes: pixels (B, 3, height, width), float32."""
+        resample = getattr(self.processor, "resample", None)
+        mode = PILImageResampling.BILINEAR if resample is None else resample
+        # Not the processor's own method, since that of some keeps the aspect or crops, however it is called.
+        squashed = [resize(pil_to_tensor(image), [self.height, self.width], int(mode)) for image in images]
         pixels = self.processor(
-            images=[self._squash(pil_to_tensor(image)) for image in images],
+            images=squashed,
             input_data_format="channels_first",
             do_resize=self.resize_again,
             do_center_crop=False,
             return_tensors="pt",
         )["pixel_values"]
         return pixels.float()
-
-    def _squash(self, image: Tensor) -> Tensor:
-        # Not the processor's own method, since that of some keeps the aspect or crops, however it is called.
-        resample = getattr(self.processor, "resample", None)
-        mode = InterpolationMode.BILINEAR if resample is None else RESAMPLING[int(resample)]
-        return resize(image, [self.height, self.width], mode, antialias=True)
 
 
 class Parts(NamedTuple):
@@ -92,15 +79,19 @@ class Context:
 
     features: Tensor  # (B, N, C) float32
     """The expert's own features, as `Target.encode` gives them."""
-    output: Maps | None = None  # (B, ...)
+    output: Any = None  # (B, ...)
     """The expert's own output, made the way it was built for; None where its features are all that goes into it."""
-    given: tuple[Maps, ...] = ()  # each (B, ...)
-    """What decoding takes from the real image, apart from the features."""
+    given: tuple[Any, ...] = ()  # each (B, ...)
+    """What decoding takes from the real image, apart from the features. Like the output, each is `Maps`."""
 
     def take(self, rows: Sequence[int]) -> "Context":
         """Give the context of these images of the batch, for decoding: one may come up several times, or never."""
         features = self.features[torch.tensor(rows, device=self.features.device)]
         return Context(features, None, tuple(take_rows(maps, rows) for maps in self.given))
+
+    def single(self, row: int) -> "Context":
+        """Give the context of one image, for decoding; all of it tensors."""
+        return Context(self.features[row][None], None, tuple(maps[row][None] for maps in self.given))
 
     @staticmethod
     def join(contexts: Sequence["Context"]) -> "Context":
@@ -137,6 +128,7 @@ class Target(nn.Module, ABC):
     """Whether decoded outputs depend on seeds."""
 
     module: Any
+    head: Any
 
     def __init__(
         self,
@@ -281,8 +273,8 @@ class Target(nn.Module, ABC):
             return Context.join([self.context(each[None]) for each in pixels])
         with self._precision():
             context = self.context_of_pixels(pixels.to(self.device, non_blocking=True))
-        output = None if context.output is None else _tensor(context.output).float()
-        return Context(context.features.float(), output, tuple(_tensor(maps).float() for maps in context.given))
+        output, *given = (None if maps is None else maps.float() for maps in (context.output, *context.given))
+        return Context(context.features.float(), output, tuple(given))
 
     @torch.no_grad()
     def decode(self, features: Tensor, context: Context, *, seeds: Sequence[int] | None = None) -> Maps:
@@ -301,16 +293,13 @@ class Target(nn.Module, ABC):
             InnerVisionError: the target was loaded without its head.
         """
         self._require_head()
-        if not any(isinstance(maps, list) for maps in context.given):
-            return self._decode(features, context, seeds)
-        single = ((row, None if seeds is None else [seeds[row]]) for row in range(len(features)))
-        return [self._decode(features[row : row + 1], context.take([row]), seed)[0] for row, seed in single]
-
-    def _decode(self, features: Tensor, context: Context, seeds: Sequence[int] | None) -> Tensor:
-        given = tuple(_tensor(maps) for maps in context.given)
+        if any(isinstance(maps, list) for maps in context.given):
+            return [
+                self.decode(features[row : row + 1], context.single(row), seeds=seeds and seeds[row : row + 1])[0]
+                for row in range(len(features))
+            ]
         with self._precision():
-            outputs = self.decode_features(features.to(self.device), given, seeds)
-        return outputs.float()
+            return self.decode_features(features.to(self.device), context.given, seeds).float()
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: a frozen expert must not drop anything while the probes train."""
@@ -333,8 +322,7 @@ class Target(nn.Module, ABC):
         if suspects:
             for weight in suspects.values():
                 weight.requires_grad_(True)
-            pixels = torch.zeros(1, 3, self.preparer.height, self.preparer.width, device=self.device)
-            total = self._total(pixels)
+            total = self._total(torch.zeros(1, 3, self.preparer.height, self.preparer.width, device=self.device))
             if total.requires_grad:
                 gradients = torch.autograd.grad(total, list(suspects.values()), allow_unused=True)
                 needed += [name for name, g in zip(suspects, gradients, strict=True) if g is not None]
@@ -350,9 +338,8 @@ class Target(nn.Module, ABC):
         if self.head is None:
             return self.encode_pixels(pixels).sum()
         context = self.context_of_pixels(pixels)
-        outputs = self._decode(context.features, context, None)
-        own = [] if context.output is None else [_tensor(context.output)]
-        return sum((part.sum() for part in (outputs, *own)), context.features.sum())
+        made = [context.features, self.decode_features(context.features, context.given, None)]
+        return sum(part.sum() for part in (*made, context.output) if part is not None)
 
     def _pixels(self, images: Sequence[Image] | Maps) -> Maps:
         """Give pixels as they are, and prepare images."""
@@ -367,14 +354,8 @@ class Target(nn.Module, ABC):
         device = self.device.type
         if not torch.amp.is_autocast_available(device):
             return nullcontext()
-        if self.dtype == torch.float32:
-            return torch.autocast(device, enabled=False)  # even where the caller runs under autocast
-        return torch.autocast(device, dtype=self.dtype)
-
-
-def _tensor(maps: Maps) -> Tensor:
-    """Give maps of images of one size as a tensor (B, ...)."""
-    return torch.stack(maps) if isinstance(maps, list) else maps
+        # float32 even where the caller runs under autocast
+        return torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
 def native_size(processor: BaseImageProcessor) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -118,15 +118,14 @@ class Evaluation(ABC):
             InnerVisionError: there is none.
         """
 
-    @abstractmethod
     def plan(self) -> dict[str, Any]:
         """Say what the scores depend on apart from the run and the images, in values of JSON.
 
         What has another plan is not mixed.
         """
+        return {}
 
-    @abstractmethod
-    def prepare(self, targets: Sequence[Target]) -> None:
+    def prepare(self, targets: Sequence[Target]) -> None:  # noqa: B027  # most take any expert
         """Look at the experts before the work starts.
 
         Raises:
@@ -159,14 +158,4 @@ def to_cpu(scores: Sequence[Scores]) -> list[Scores]:
     # Converted after the copy, since MPS has no float64; float32 values are exact in float64.
     flat = torch.cat(tensors).cpu().double().split(sizes) if tensors else []
     moved = iter(flat)
-    return [
-        Scores(
-            each.metric,
-            next(moved),
-            None if each.weights is None else next(moved),
-            each.groups,
-            each.labels,
-            each.protocol,
-        )
-        for each in scores
-    ]
+    return [replace(each, values=next(moved), weights=None if each.weights is None else next(moved)) for each in scores]

@@ -1,7 +1,6 @@
 """Similarity: how close the predicted features are to the expert's."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -30,13 +29,6 @@ class Similarity(Evaluation):
     def choose(self, kinds: Mapping[str, str]) -> list[str]:
         """Take all targets. See `Evaluation.choose`."""
         return list(kinds)
-
-    def plan(self) -> dict[str, Any]:
-        """Add nothing to the images. See `Evaluation.plan`."""
-        return {}
-
-    def prepare(self, targets: Sequence[Target]) -> None:
-        """Take any expert. See `Evaluation.prepare`."""
 
     def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
         """Encode the batch, and score the mean feature. See `Evaluation.compare`."""

@@ -70,13 +70,6 @@ class Task(Evaluation):
             raise InnerVisionError(f"the run has no probes for {self.kind}, only for {', '.join(kinds)}")
         return names
 
-    def plan(self) -> dict[str, Any]:
-        """Add nothing to the images, unless a task asks more of them. See `Evaluation.plan`."""
-        return {}
-
-    def prepare(self, targets: Sequence[Target]) -> None:
-        """Take any expert, unless a task knows better. See `Evaluation.prepare`."""
-
     def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
         """Look at the batch with the expert, and queue what belongs to no layer. See `Evaluation.compare`."""
         return _Decoding(self, batch, target, mean)
