@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
+from innervision.errors import InnerVisionError
 from innervision.registry import find, offered
 
 
@@ -111,7 +113,8 @@ def _show_scores(run: str, path: Path) -> None:
     from innervision.report.tables import tabulate, write_summary
 
     summary, text = tabulate(run, path.stem)
-    write_summary(summary, path.with_suffix(".csv"))
+    with suppress(InnerVisionError):  # a run that may only be read is shown all the same
+        write_summary(summary, path.with_suffix(".csv"))
     print(text, end="\n\n")
     print(f"{path.with_suffix('.csv')}  the same and more as CSV\n{path}  the score of each image")
     print(f"next: innervision plot {run} --out figure.png")

@@ -1,10 +1,14 @@
-"""Files written so that a reader never finds half of one."""
+"""Files written so that a reader never finds half of one, and folders that one process at a time writes."""
 
 import os
+import re
+import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -38,6 +42,79 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise InnerVisionError(f"cannot write {path}: {reason}") from error
+
+
+def remove_half_written(*folders: Path) -> None:
+    """Delete what `atomic_write` leaves in folders when its process is killed; none may be at work there."""
+    for folder in folders:
+        for path in folder.glob(".*-*"):
+            if re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", path.name):  # as tempfile names them
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs, and delete it afterwards.
+
+    The system lets go of the lock when its process ends, however it ends: a file that is left behind holds nobody up.
+    The folder is made if it does not exist, and goes again if nothing is written to it.
+
+    Raises:
+        InnerVisionError: another process holds the lock, or the folder cannot be written.
+    """
+    path = Path(path)
+    made = not path.parent.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _lock(path)
+    except OSError as error:
+        raise InnerVisionError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+        if made:
+            with suppress(OSError):  # it holds something now
+                path.parent.rmdir()
+
+
+def _lock(path: Path) -> IO[str]:
+    """Open and lock the file, and write into it who holds it."""
+    while True:
+        file = path.open("a+")
+        try:
+            _take(file)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            file.close()
+            raise InnerVisionError(
+                f"{path.parent} is being written by {holder}: wait until it is done, or stop it"
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # whoever held it has deleted it since
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _take(file: IO[str]) -> None:
+    """Lock an open file for this process alone, not for those that it starts."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise
+    except OSError as error:
+        warnings.warn(
+            f"{file.name} cannot be locked ({error.strerror}): see that no other process writes there", stacklevel=2
+        )
 
 
 def _umask() -> int:

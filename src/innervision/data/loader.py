@@ -1,10 +1,16 @@
 """Images read and prepared in the background, batch by batch, in an order that is fixed beforehand."""
 
+import os
 import random
+import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any
 
 from PIL.Image import Image
@@ -14,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from innervision.data.content import content_hash
 from innervision.data.images import BadImage, read_image
 from innervision.data.sources import ImageSet
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, first_line
 
 Truth = Callable[[str, Image], Any]
 """Gives what is known of an image, by its name and what was read of it; an InnerVisionError means that it cannot."""
@@ -73,7 +79,7 @@ class _Read:
 
 
 @dataclass
-class Batches(Dataset[Batch]):
+class Batches(Dataset[Batch | InnerVisionError]):
     """Reads and prepares batches on the CPU; it holds no weights, so that worker processes can do it."""
 
     images: ImageSet
@@ -92,8 +98,19 @@ class Batches(Dataset[Batch]):
         """Count the batches."""
         return len(self.order)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Read and prepare one batch."""
+    def __getitem__(self, index: int) -> Batch | InnerVisionError:
+        """Read and prepare one batch; an error that stops the work is given back, so that it keeps its words."""
+        try:
+            return self.prepare_batch(index)
+        except InnerVisionError as error:
+            return error
+
+    def prepare_batch(self, index: int) -> Batch:
+        """Read and prepare one batch.
+
+        Raises:
+            InnerVisionError: the MLLM takes none of the images alone, or not together.
+        """
         bad: list[tuple[str, str]] = []
         read = [good for i in self.order[index] if (good := self._read(i, bad)) is not None]
         if not read:
@@ -148,18 +165,85 @@ class Batches(Dataset[Batch]):
         return next((good for good in found if self._refusal(good.image) is None), None)
 
 
+STALLED = 600.0
+"""Seconds without a batch after which its images are taken to be out of reach."""
+
+
+@contextmanager
 def load_batches(
     batches: Batches, numbers: Sequence[int], *, workers: int = 0, pin_memory: bool = False
-) -> DataLoader[Batch]:
-    """Give the batches of these numbers, in their order, prepared by `workers` processes (0 = in this one)."""
-    return DataLoader(
-        batches,
-        sampler=numbers,
-        batch_size=None,
-        num_workers=min(workers, len(numbers)),
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+) -> Iterator[Iterator[Batch]]:
+    """Give the batches of these numbers, in their order, prepared by `workers` processes (0 = in this one).
+
+    The processes are gone when the block ends, however it ends.
+
+    Raises:
+        InnerVisionError: one of the processes was killed or fails, or gives no batch for `STALLED` seconds.
+    """
+    workers = min(workers, len(numbers))
+    others = set(active_children())
+    loader = iter(
+        DataLoader(
+            batches,
+            sampler=numbers,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            timeout=STALLED if workers else 0,
+            worker_init_fn=_begin_worker,
+        )
     )
+    try:
+        yield _raising(loader)
+    except RuntimeError as error:
+        if not re.match(r"DataLoader (worker|timed out)", str(error)):
+            raise
+        raise InnerVisionError(f"cannot read the images: {first_line(error)}\n{_advice(str(error))}") from error
+    finally:
+        _end_workers([child for child in active_children() if child not in others])
+
+
+def _raising(loader: Iterator[Batch | InnerVisionError]) -> Iterator[Batch]:
+    """Raise the errors that workers give in the place of a batch."""
+    for batch in loader:
+        if isinstance(batch, InnerVisionError):
+            raise batch
+        yield batch
+
+
+def _advice(error: str) -> str:
+    if "timed out" in error:
+        return f"No image has come for {STALLED:.0f} s: see whether the drive that holds them answers"
+    return (
+        "A process that prepares images has ended. Where shared memory is small, as in containers, give more "
+        "(docker run --shm-size 8g) or prepare images in the main process (--workers 0); where all memory is small, "
+        "lower --workers"
+    )
+
+
+def _begin_worker(worker: int) -> None:
+    """Leave requests to stop to the main process, and end where a batch cannot be handed over."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # they may go to all processes of a group
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
+    # Else the batch would be lost, and the main process would wait for it.
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(lambda error, batch: os._exit(1)))  # noqa: B010  # stubs do not know it
+
+
+def _end_workers(workers: Sequence[BaseProcess]) -> None:
+    """End processes that ignore requests to stop."""
+    if not workers:
+        return
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise that they were killed
+    except ValueError:  # not in the main thread, where no signal arrives
+        before = None
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(5)
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class BadImages:
@@ -220,8 +304,3 @@ class BadImages:
             f"{count} are missing or broken, more than max_bad={self.limit:g} allows "
             f"({shown}{'; …' if len(reasons) > 3 else ''})"
         )
-
-
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # both may go to the whole process group
-        signal.signal(number, signal.SIG_IGN)

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 4 -m innervision evaluate seg runs/a --data coco
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from innervision.checkpoints.identity import fingerprint
 from innervision.config import EvaluateSettings, TaskSettings
 from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.data.partners import random_order
+from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.processes import Rank, join_processes
 from innervision.engine.run import RunFolder
 from innervision.engine.scores import ScoreTable
 from innervision.engine.session import Session, memory_errors
 from innervision.errors import InnerVisionError
+from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.registry import find
@@ -81,7 +84,8 @@ def evaluate(
 
     Raises:
         InnerVisionError: the run is not trained, does not fit the models or the evaluation, or has scores for
-            something else.
+            something else, or another process scores the same.
+        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after the batch at work was written.
     """
     rank = join_processes(evaluation.settings.device)
     run = RunFolder(path)
@@ -91,26 +95,34 @@ def evaluate(
     table = _table(run, evaluation, names)
     if rank.first(lambda: table.is_complete(overwrite)):
         return table.path
-    trained.dtype = trained.dtype or run.record().get("setup", {}).get("dtype", {}).get("mllm")
-    session = Session.load(
-        trained,
-        evaluation.name,
-        mllm=mllm,
-        targets=targets,
-        only=names,
-        head=evaluation.head,
-        device=evaluation.settings.device or rank.device,
-        trust_remote_code=trust_remote_code,
-    )
-    banks = {target.name: ProbeBank.load(run.probes(target.name)) for target in session.targets}
-    for target in session.targets:
-        banks[target.name].check(session.mllm, target)
-        session.place(banks[target.name]).eval()
-    evaluation.prepare(session.targets)
-    plan = _Plan(evaluation, session, banks, table, BadImages(evaluation.images, evaluation.settings.max_bad))
-    with memory_errors("lower batch_size or decode_batch_size"):
-        _loop(plan, rank, progress)
-    rank.first(lambda: _finish(plan))
+    with ExitStack() as stack:
+
+        def begin() -> bool:
+            stack.enter_context(locked(table.lock))
+            return table.is_complete(overwrite)  # by a process that had the lock until now
+
+        if rank.first(begin):
+            return table.path
+        trained.dtype = trained.dtype or run.record().get("setup", {}).get("dtype", {}).get("mllm")
+        session = Session.load(
+            trained,
+            evaluation.name,
+            mllm=mllm,
+            targets=targets,
+            only=names,
+            head=evaluation.head,
+            device=evaluation.settings.device or rank.device,
+            trust_remote_code=trust_remote_code,
+        )
+        banks = {target.name: ProbeBank.load(run.probes(target.name)) for target in session.targets}
+        for target in session.targets:
+            banks[target.name].check(session.mllm, target)
+            session.place(banks[target.name]).eval()
+        evaluation.prepare(session.targets)
+        plan = _Plan(evaluation, session, banks, table, BadImages(evaluation.images, evaluation.settings.max_bad))
+        with memory_errors("lower batch_size or decode_batch_size"):
+            _loop(plan, rank, progress)
+        rank.first(lambda: _finish(plan))
     return table.path
 
 
@@ -171,7 +183,7 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
     done, bad = rank.first(begin)  # all processes share out what the first one sees
     plan.bad.add(bad)
     numbers = [number for number in range(len(order)) if number not in done][rank.index :: rank.count]
-    loader = load_batches(
+    loading = load_batches(
         session.batches(evaluation.images, order, truth=evaluation.truth, paired=evaluation.paired),
         numbers,
         workers=evaluation.settings.workers,
@@ -184,7 +196,7 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
         disable=not progress or rank.index > 0,
         dynamic_ncols=True,
     )
-    with bar:
+    with bar, stop_signals("after this batch") as stop, loading as loader:
         num_layers = len(next(iter(plan.banks.values())).layers)
         began, seen = time.perf_counter(), 0
         for number, batch in zip(numbers, loader, strict=True):
@@ -195,6 +207,8 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
             pace = (time.perf_counter() - began) / max(seen * num_layers, 1)
             bar.set_postfix_str(f"{1000 * pace:.3g} ms per image and layer")
             bar.update(len(order[number]) * rank.count)
+            if stop.asked and number != numbers[-1]:
+                raise Stopped("stopped; what is scored is kept, and the same call resumes it")
     rank.wait()
 
 

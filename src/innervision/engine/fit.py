@@ -22,6 +22,7 @@ from innervision.engine.log import TrainingLog
 from innervision.engine.run import RunFolder
 from innervision.engine.session import Session, memory_errors
 from innervision.errors import InnerVisionError, require
+from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.targets.target import Target
@@ -56,16 +57,17 @@ def fit(
 
     Raises:
         InnerVisionError: anything that the user can put right, before work starts where possible.
-        Stopped: by Ctrl-C or SIGTERM, after the state was saved.
+        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after the state was saved.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InnerVisionError("training runs in one process; start it without torchrun or accelerate launch")
-    plan = _plan(settings, resume, mllm, targets, trust_remote_code)
-    if resume and (finished := _finished(plan)):
-        return finished
-    with memory_errors("lower micro_batch_size, or probe fewer layers"):
-        _loop(plan, progress)
-    return _finish(plan)
+    with locked(RunFolder(settings.out).lock):
+        plan = _plan(settings, resume, mllm, targets, trust_remote_code)
+        if resume and (finished := _finished(plan)):
+            return finished
+        with memory_errors("lower micro_batch_size, or probe fewer layers"):
+            _loop(plan, progress)
+        return _finish(plan)
 
 
 @dataclass
@@ -91,6 +93,7 @@ def _plan(
 ) -> _Plan:
     """Check what can be checked before models are loaded, load them, and go back to what was saved, if anything."""
     run = RunFolder(settings.out)
+    run.remove_half_written()
     run.check_free(settings, resume)
     log = TrainingLog(run.log, settings)
     images = find_images(settings.images)
@@ -156,13 +159,11 @@ def _loop(plan: _Plan, progress: bool) -> None:
     run.write_bad_images(plan.bad.reasons)
     order = [*chain.from_iterable(plan.steps)]
     start = sum(map(len, plan.steps[: learner.step]))
-    loader = iter(
-        load_batches(
-            plan.session.batches(plan.images, order),
-            range(start, len(order)),
-            workers=settings.workers,
-            pin_memory=plan.session.mllm.device.type == "cuda",
-        )
+    loading = load_batches(
+        plan.session.batches(plan.images, order),
+        range(start, len(order)),
+        workers=settings.workers,
+        pin_memory=plan.session.mllm.device.type == "cuda",
     )
     bar = tqdm(
         total=sum(map(len, order)),
@@ -172,7 +173,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
         dynamic_ncols=True,
     )
     saved = time.monotonic()
-    with bar, plan.log.open(learner.step) as log, stop_signals() as stop:
+    with bar, plan.log.open(learner.step) as log, stop_signals("after this step") as stop, loading as loader:
         for step in plan.steps[learner.step :]:
             began, learning_rate = time.perf_counter(), learner.learning_rate
             for _ in step:

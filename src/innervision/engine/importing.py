@@ -9,6 +9,7 @@ from typing import Any
 from innervision.engine.environment import package_versions
 from innervision.engine.run import RunFolder
 from innervision.errors import require
+from innervision.files import locked
 from innervision.original.import_probes import read_probes
 
 
@@ -24,10 +25,15 @@ def import_run(checkpoint: str, out: str | Path, **options: Any) -> RunFolder:
         InnerVisionError: the folder holds something, or the checkpoint cannot be imported.
     """
     run = RunFolder(out)
-    empty = not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir()))
-    require(empty, f"{run.path} holds something already; use another --out")
+    with locked(run.lock):
+        run.remove_half_written()
+        require(not run.holds_something(), f"{run.path} holds something already; use another --out")
+        return _import(checkpoint, run, options)
+
+
+def _import(checkpoint: str, run: RunFolder, options: dict[str, Any]) -> RunFolder:
     found = read_probes(checkpoint, **options)
-    found.settings.out = str(out)
+    found.settings.out = str(run.path)
     record = {**found.record, "setup": {"versions": package_versions()}}
     run.write_settings(found.settings, record)
     facts = {

@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM, which stop long work at a place from which it can be resumed."""
+"""Ctrl-C and other requests to stop, which end long work at a place from which it can be resumed."""
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import active_children
 from types import FrameType
 from typing import Any
 
@@ -11,9 +13,12 @@ from tqdm.auto import tqdm
 
 from innervision.errors import InnerVisionError
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Names of the signals that ask to stop: Ctrl-C, `kill` and schedulers, a terminal that is closed."""
+
 
 class Stopped(InnerVisionError):
-    """Training was asked to stop and has saved its state."""
+    """Work was asked to stop, and what was done is saved."""
 
 
 @dataclass
@@ -24,19 +29,26 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C or SIGTERM into `asked = True`; a second one acts as usual."""
+def stop_signals(when: str) -> Iterator[StopRequest]:
+    """Turn the first signal to stop into `asked = True`; a second one ends the process at once.
+
+    Args:
+        when: the work will stop, for the line that says so.
+    """
     stop = StopRequest()
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            end_at_once(128 + number)
         stop.asked = True
-        tqdm.write("stopping after this step (again to stop at once)")
-        signal.signal(number, before[number])
+        with suppress(OSError):  # the terminal may be gone
+            tqdm.write(f"stopping {when} (again to stop at once)")
 
     try:
-        for wanted in (signal.SIGINT, signal.SIGTERM):
-            before[wanted] = signal.signal(wanted, ask)
+        for name in SIGNALS:
+            if number := getattr(signal, name, None):  # Windows has no SIGHUP
+                before[number] = signal.signal(number, ask)
     except ValueError:  # not in the main thread, where signals do not arrive
         pass
     try:
@@ -44,3 +56,10 @@ def stop_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_at_once(status: int) -> None:
+    """End this process and those that it has started, whatever they are doing."""
+    for child in active_children():
+        child.kill()
+    os._exit(status)

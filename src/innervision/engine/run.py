@@ -18,7 +18,7 @@ import yaml
 
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.errors import InnerVisionError
-from innervision.files import atomic_write
+from innervision.files import atomic_write, remove_half_written
 
 FORMAT = 2
 """Of run.yaml."""
@@ -38,10 +38,16 @@ class RunFolder:
         self.bad_images = self.path / "train" / "bad_images.json"
         self.state = self.path / "train" / "state.pt"
         self.scores = self.path / "scores"
+        self.lock = self.path / ".lock"
+        """Held by the process that trains."""
 
     def probes(self, target: str) -> Path:
         """Give the path of a target's probe bank."""
         return self.path / "probes" / f"{target}.safetensors"
+
+    def remove_half_written(self) -> None:
+        """Delete what a training that was killed has left half-written; none may be at work here."""
+        remove_half_written(self.path, self.path / "train", self.path / "probes")
 
     def check_free(self, settings: TrainSettings, resume: bool) -> None:
         """Check that `settings` may be trained here. A run of which nothing was saved yet may be begun anew.
@@ -63,8 +69,12 @@ class RunFolder:
                     )
         elif resume:
             raise InnerVisionError(f"{self.path} holds no run to resume")
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and self.holds_something():
             raise InnerVisionError(f"{self.path} exists and is no run; use another --out")
+
+    def holds_something(self) -> bool:
+        """Tell whether there is anything at this path but a folder that holds at most the lock."""
+        return not self.path.is_dir() or any(path != self.lock for path in self.path.iterdir())
 
     def check_same(self, record: Mapping[str, Any]) -> None:
         """Check that a run that is resumed has the models, the images and the precision that it was begun with.

@@ -58,6 +58,8 @@ class ScoreTable:
         self.path = folder / f"{name}.parquet"
         self.facts = folder / f"{name}.json"
         self.parts = folder / f".{name}"
+        self.lock = folder / f".{name}.lock"
+        """Held by the process that writes the table."""
         self.plan = plan
         self.schema = WEIGHTED_SCHEMA if weighted else SCHEMA
 
