@@ -3,14 +3,13 @@
 import multiprocessing
 import os
 import signal
-import time
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write, locked, remove_half_written
+from other_process import holding
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -43,23 +42,12 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
         pass
 
 
-def hold(path: Path, ready: Event) -> None:
-    with locked(path):
-        ready.set()
-        time.sleep(60)
-
-
 def test_a_lock_is_held_by_one_process_and_goes_when_it_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "run/.lock"
-    processes = multiprocessing.get_context("fork")
-    ready = processes.Event()
-    holder = processes.Process(target=hold, args=(path, ready))
-    holder.start()
-    assert ready.wait(30)
-    with pytest.raises(InnerVisionError, match=rf"run is being written by process {holder.pid} on "), locked(path):
-        raise AssertionError("two processes hold the lock")
-    holder.kill()
-    holder.join()
+    with holding(path) as holder:
+        said = f"run is being written by process {holder.pid} on "
+        with pytest.raises(InnerVisionError, match=said), locked(path):
+            raise AssertionError("two processes hold the lock")
     assert path.exists()  # nobody was left to delete it
     with locked(path):
         assert f"process {os.getpid()} " in path.read_text()

@@ -1,7 +1,9 @@
 """Similarity scores of a run: what is written, and what an interruption leaves."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from innervision.data.content import content_hash
 from innervision.data.partners import random_order
 from innervision.engine.evaluate import evaluate_similarity
 from innervision.engine.fit import fit
+from innervision.engine.interrupt import Stopped
 from innervision.errors import InnerVisionError
 from innervision.metrics.similarity import similarity
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.targets.gen import GenTarget
+from other_process import holding
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_gen
 from tiny_mllms import save_tiny
@@ -199,3 +203,34 @@ def test_values_are_float64_and_finite(trained: Trained, run: Path) -> None:
     table = trained.evaluate(run)
     assert table["value"].dtype == np.float64
     assert np.isfinite(table["value"]).all()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_evaluation_that_is_asked_to_stop_keeps_what_it_has(
+    trained: Trained, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: int
+) -> None:
+    whole = trained.evaluate(shutil.copytree(run, tmp_path / "whole"))
+    encode, calls = GenTarget.encode, []
+
+    def interrupt(self: GenTarget, pixels: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            os.kill(os.getpid(), sent)
+        return encode(self, pixels)
+
+    monkeypatch.setattr(GenTarget, "encode", interrupt)
+    with pytest.raises(Stopped, match="the same call resumes it"):
+        trained.evaluate(run)
+    assert len(list((run / "scores/.similarity").glob("0*.parquet"))) == 2
+    pd.testing.assert_frame_equal(trained.evaluate(run), whole)
+    assert calls == [5, 5, 2]  # no batch was done again
+
+
+def test_a_table_that_another_process_writes_is_left_alone(trained: Trained, run: Path) -> None:
+    with holding(run / "scores/.similarity.lock") as other:
+        with pytest.raises(InnerVisionError, match=f"is being written by process {other.pid} on"):
+            trained.evaluate(run)
+        assert [path.name for path in (run / "scores").iterdir()] == [".similarity.lock"]
+    trained.evaluate(run)
+    with holding(run / "scores/.similarity.lock"):
+        trained.evaluate(run)  # it is finished: nothing is written

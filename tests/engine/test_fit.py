@@ -26,6 +26,7 @@ from innervision.mllm import MLLM
 from innervision.targets.depth import DepthTarget
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
+from other_process import holding
 from stand_ins import KnownTarget, StandInMLLM, write_noise_images
 from tiny_experts import save_tiny_backbone, save_tiny_depth, save_tiny_gen
 from tiny_mllms import save_tiny
@@ -182,7 +183,7 @@ def test_the_learning_rate_rises_and_falls_along_a_cosine(settings: TrainSetting
         assert line["learning_rate"] == pytest.approx(settings.lr * share, rel=1e-6)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_resumes_to_the_same_bits(
     settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, sent: int
 ) -> None:
@@ -538,3 +539,51 @@ def test_what_the_run_was_made_on_is_recorded(settings: TrainSettings, mllm: MLL
     assert setup["processors"].keys() == {"mllm", "depth", "gen"}
     assert setup["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"pillow", "torchvision", "tokenizers"} <= setup["versions"].keys()
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target]
+) -> None:
+    run = RunFolder(settings.out)
+    with holding(run.lock) as other:
+        with pytest.raises(InnerVisionError, match=f"is being written by process {other.pid} on"):
+            fit(settings, mllm=mllm, targets=targets, progress=False)
+        assert [path.name for path in run.path.iterdir()] == [".lock"]
+    fit(settings, mllm=mllm, targets=targets, progress=False)  # the lock of a killed process holds nobody up
+    assert not run.lock.exists()
+
+
+def test_a_process_killed_while_it_wrote_its_first_file_leaves_a_folder_that_can_be_used(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target]
+) -> None:
+    folder = Path(settings.out)
+    (folder / "train").mkdir(parents=True)
+    for name in (".lock", ".run-a1b2c3d4.yaml"):
+        (folder / name).write_text("half")
+    (folder / "train").rmdir()
+    fit(settings, mllm=mllm, targets=targets, progress=False)
+    assert not list(folder.glob(".*"))
+
+
+def test_half_written_states_are_gone_when_a_run_is_resumed(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target]
+) -> None:
+    with pytest.raises(Stopped):
+        fit(settings, mllm=mllm, targets=[StopAt(targets[0], 4, signal.SIGTERM), targets[1]], progress=False)
+    (Path(settings.out) / "train/.state-abcd1234.pt").write_bytes(b"half")
+    fit(settings, resume=True, mllm=mllm, targets=targets, progress=False)
+    assert not list(Path(settings.out).rglob(".*"))
+
+
+def test_a_run_names_what_lies_on_the_disk_for_any_folder(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    relative = replace(settings, mllm="llava", targets="depth=depth,gen=gen", images="images")
+    fit(relative, mllm=mllm, targets=targets, progress=False)
+    stored = RunFolder(settings.out).settings()
+    assert stored.mllm == str(folder / "llava")
+    assert stored.targets == f"depth={folder / 'depth'},gen={folder / 'gen'}"
+    assert stored.images == str(folder / "images")
+    monkeypatch.chdir("/")
+    fit(stored, resume=True, mllm=mllm, targets=targets, progress=False)

@@ -24,7 +24,7 @@ from innervision.engine.evaluate import evaluate_task
 from innervision.engine.fit import fit
 from innervision.errors import InnerVisionError
 from innervision.metrics.frechet import frechet_distance
-from innervision.original.inception import PaperSquash, describe_as_paper
+from innervision.original.inception import PAPER_SQUASH, describe_as_paper
 from innervision.targets import load_targets
 from innervision.targets.gen import GenTarget
 from innervision.tasks.gen import Gen
@@ -153,7 +153,7 @@ def test_inception_gives_fid_and_kid_and_the_distance_of_the_paper(trained: Trai
     scores = table[(table["layer"] == 2) & (table["metric"] == "fid")].groupby("protocol")["value"].mean()
     describe = {
         "standard": lambda images: model.encode(images)[:, 0],
-        "paper": lambda images: describe_as_paper(model.module, PaperSquash()(images)),
+        "paper": lambda images: describe_as_paper(model.module, PAPER_SQUASH(images)),
     }
     for protocol, features in describe.items():
         sets = [features(images).double().numpy() for images in (drawn, real)]

@@ -14,9 +14,9 @@ from PIL import Image
 
 from innervision.checkpoints.identity import identify
 from innervision.errors import InnerVisionError
-from innervision.original.inception import PaperSquash, describe_as_paper
+from innervision.original.inception import PAPER_SQUASH, SQUASH, describe_as_paper
 from innervision.targets.depth import DepthTarget
-from innervision.tasks.image_features import InceptionTarget, Squash, load_image_features
+from innervision.tasks.image_features import InceptionTarget, load_image_features
 from tiny_experts import save_random_inception, save_tiny_backbone, save_tiny_depth
 
 
@@ -69,7 +69,7 @@ def test_paper_features_are_those_of_the_originals_pixels(weights: Path) -> None
     [expected] = network(torch.zeros(1, 3, 299, 299, dtype=torch.uint8))
 
     target = load_image_features(f"inception={weights}", device="cpu")
-    pixels = PaperSquash()([image])
+    pixels = PAPER_SQUASH([image])
     assert (pixels.dtype, pixels.shape) == (torch.uint8, (1, 3, 256, 256))
     features = describe_as_paper(target.module, pixels)
     assert features.shape == (1, 2048)
@@ -93,12 +93,12 @@ def test_weights_of_the_published_names_and_shapes_load(shared: Path, tmp_path: 
 
 def test_images_of_any_size_are_squashed_with_antialiasing() -> None:
     images = [noise(640, 480), noise(50, 70)]
-    pixels = Squash(299)(images)
+    pixels = SQUASH(images)
     assert pixels.shape == (2, 3, 299, 299)
     assert pixels.dtype == torch.uint8
     stripes = np.zeros((598, 598, 3), dtype=np.uint8)
     stripes[::2] = 255  # without antialiasing every row that is taken would be black, or every one white
-    grey = Squash(299)([Image.fromarray(stripes)])
+    grey = SQUASH([Image.fromarray(stripes)])
     assert (grey[..., 2:-2, :].float() - 127.5).abs().max() < 2
 
 

@@ -36,6 +36,11 @@ def locate(name: str) -> str:
     return str(MODELS / model)
 
 
+def absolute(name: str) -> str:
+    """Make a path that exists absolute, since what names it may be used from elsewhere; leave other names."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
 def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Give the name and the revision that tell a checkpoint from others, wherever it lies.
 

@@ -6,13 +6,15 @@ innervision train --mllm llava-hf/llava-1.5-7b-hf --targets depth,seg,gen --imag
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from innervision.checkpoints.identity import absolute
 from innervision.config import VISION, TrainSettings, parse_layers
 from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, load_batches
@@ -25,6 +27,7 @@ from innervision.errors import InnerVisionError, require
 from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
+from innervision.targets import parse_targets
 from innervision.targets.target import Target
 
 Step = list[list[int]]
@@ -92,6 +95,7 @@ def _plan(
     trust_remote_code: bool,
 ) -> _Plan:
     """Check what can be checked before models are loaded, load them, and go back to what was saved, if anything."""
+    settings = _with_absolute_paths(settings)
     run = RunFolder(settings.out)
     run.remove_half_written()
     run.check_free(settings, resume)
@@ -135,6 +139,13 @@ def _plan(
             learner.restore(run.state)
         bad.add(list(learner.bad.items()))
     return _Plan(run, session, learner, images, bad, steps, log, record)
+
+
+def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
+    """Name what lies on the disk so that the run can be used from any folder."""
+    targets = ",".join(map(str, parse_targets(settings.targets)))
+    images = str(Path(settings.images).expanduser().resolve())
+    return replace(settings, mllm=absolute(settings.mllm), targets=targets, images=images)
 
 
 def _finished(plan: _Plan) -> dict[str, ProbeBank] | None:

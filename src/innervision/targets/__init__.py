@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from innervision.checkpoints.identity import absolute
 from innervision.errors import InnerVisionError, require
 from innervision.registry import find, offered
 
@@ -36,6 +37,12 @@ class TargetSpec:
     expert: str | None = None
     """Id or path; None = the kind's default."""
     revision: str | None = None
+
+    def __str__(self) -> str:
+        """Write it as `parse_target` reads it, with the path of an expert absolute."""
+        name = "" if self.name == self.kind else f"{self.name}:"
+        expert = "" if self.expert is None else f"={absolute(self.expert)}"
+        return f"{name}{self.kind}{expert}" + ("" if self.revision is None else f"@{self.revision}")
 
 
 def parse_targets(text: str) -> list[TargetSpec]:
