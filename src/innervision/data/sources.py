@@ -6,10 +6,10 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from innervision.data.content import content_hashes
 from innervision.data.images import IMAGE_SUFFIXES
@@ -28,6 +28,13 @@ class ImageSet:
 
     missing: list[tuple[str, str]]
     """(name, reason) of every image that the source lists but that is not there."""
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            if re.search("[\ud800-\udfff]", name):  # what Python makes of bytes that are no UTF-8
+                raise InnerVisionError(
+                    f"the file name {name!r} is not UTF-8 and cannot be written into tables: rename it"
+                )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,40 +75,33 @@ def find_images(source: str | Path, split: str | None = None) -> ImageSet:
     if not os.path.exists(source):
         raise InnerVisionError(f"no such file or folder: {source}")
     if source.is_dir():
-        images = _from_folder(_split_folder(source, split))
-    elif split is not None:
+        return _from_folder(_split_folder(source, split))
+    if split is not None:
         raise InnerVisionError(f"{source} is a file: only a COCO folder has splits such as {split!r}")
-    elif source.suffix.lower() == ".json":
-        images = _from_annotations(source)
-    elif source.suffix.lower() == ".txt":
-        images = _from_list(source)
-    elif source.suffix.lower() in IMAGE_SUFFIXES:
-        images = ImageSet([source], [source.name], [])
-    else:
-        raise InnerVisionError(
-            f"cannot tell what {source} is: give a folder, COCO annotations (.json), a list of paths (.txt) or an image"
-        )
-    _check_names(images.names)
-    return images
+    suffix = source.suffix.lower()
+    if suffix == ".json":
+        return _from_annotations(source)
+    if suffix == ".txt":
+        return _from_list(source)
+    if suffix in IMAGE_SUFFIXES:
+        return ImageSet([source], [source.name], [])
+    raise InnerVisionError(
+        f"cannot tell what {source} is: give a folder, COCO annotations (.json), a list of paths (.txt) or an image"
+    )
 
 
-def images_inside(folder: Path, names: list[str], source: Path) -> ImageSet:
-    """Look in `folder` for the files that the annotations `source` name; each counts once.
+def images_inside(folder: Path, names: Iterable[str], source: Path) -> ImageSet:
+    """Look in `folder` for the files that the annotations `source` name.
 
     Args:
         folder: root of the names.
-        names: relative to it, with `/`.
+        names: as `check_inside` gives them, each once.
         source: named in errors.
 
     Raises:
-        InnerVisionError: a name, or a link behind it, leads out of the folder.
+        InnerVisionError: a link leads out of the folder.
     """
-    names = list(dict.fromkeys(check_inside(source, name) for name in names))
-    paths = [os.path.join(str(folder), name) for name in names]
-    files = _files(paths)
-    _refuse_links_outwards(source, folder, names, paths, files)
-    _check_names(names)
-    return _divide(names, paths, files)
+    return _inside(folder, names, _files(folder, names), source)
 
 
 def check_inside(source: Path, name: str) -> str:
@@ -126,23 +126,27 @@ def read_json(source: Path) -> Any:
 
 def scored_split(source: str | Path) -> str | None:
     """Give the split that a COCO folder is scored on, val2017, where it has one; None for any other source."""
-    folder, split = Path(source).expanduser(), "val2017"
-    return split if (folder / split).is_dir() or (folder / "images" / split).is_dir() else None
+    split = "val2017"
+    return split if any(place.is_dir() for place in _split_places(Path(source).expanduser(), split)) else None
+
+
+def _split_places(folder: Path, split: str) -> tuple[Path, Path]:
+    return folder / split, folder / "images" / split
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
     """The folder to list: `folder` itself, or one split of it where it is a COCO folder."""
     if split is not None:
-        tried = (folder / split, folder / "images" / split)
-        found = next((place for place in tried if os.path.isdir(place)), None)
+        tried = _split_places(folder, split)
+        found = next(filter(Path.is_dir, tried), None)
         if found is None:
             raise InnerVisionError(f"no split {split!r} in {folder}: neither {tried[0]} nor {tried[1]} exists")
         return found
     splits = [
-        place / name
-        for place in (folder, folder / "images")
-        for name in sorted(_folder_names(place))
-        if re.fullmatch(r"(train|val|test|unlabeled)\d{4}", name)
+        place
+        for root in (folder, folder / "images")
+        for place in sorted(root.glob("*[0-9]/"))
+        if re.fullmatch(r"(train|val|test|unlabeled)\d{4}", place.name)
     ]
     if len(splits) > 1:
         names = ", ".join(place.name for place in splits)
@@ -150,75 +154,46 @@ def _split_folder(folder: Path, split: str | None) -> Path:
             f"{folder} holds several sets of images ({names}): name one, "
             f"such as {splits[-1]} or its annotations (.json)"
         )
-    return splits[0] if splits and os.path.isdir(folder / "annotations") else folder
-
-
-def _folder_names(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
+    return splits[0] if splits and (folder / "annotations").is_dir() else folder
 
 
 def _from_folder(folder: Path) -> ImageSet:
-    names, missing = [], []
-    for name, reason in _images_below(folder):
-        if reason:
-            missing.append((name, reason))
-        else:
-            names.append(name)
-    if not names:
+    names = sorted(_image_names(folder))
+    images = _divide(folder, {name: name for name in names}, _files(folder, names))
+    if not images.paths:
         raise InnerVisionError(f"no images in {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    names.sort()
-    return ImageSet([folder / name for name in names], names, sorted(missing))
+    return images
 
 
-def _images_below(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (name, reason why it is missing or "") of every image below `folder`; links are followed."""
-    seen = set()  # a link can lead back to a folder above it
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        try:
-            status = os.stat(folder / prefix)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder / prefix) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            raise InnerVisionError(f"cannot list {folder / prefix}: {error.strerror or error}") from error
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                pending.append(f"{prefix}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                if _is_file(entry):
-                    yield prefix + entry.name, ""
-                elif entry.is_symlink():
-                    yield prefix + entry.name, f"a link to nowhere: {folder / prefix / entry.name}"
+def _image_names(folder: Path) -> Iterator[str]:
+    """Yield the relative path of everything below `folder` that is called as images are; links are followed."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InnerVisionError(f"cannot list {error.filename}: {error.strerror or error}") from error
+
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real in seen:  # a link can lead back to a folder above it
+            continue
+        seen.add(real)
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield Path(place, name).relative_to(folder).as_posix()
 
 
 def _from_annotations(source: Path) -> ImageSet:
     names = _coco_file_names(source)
     folders = _folders_beside(source)
-    folder, paths, files = folders[0], names, dict[str, bool]()
-    for place in filter(os.path.isdir, folders):
-        candidates = [os.path.join(str(place), name) for name in names]
-        found = _files(candidates)
-        if len(found) > len(files):
-            folder, paths, files = place, candidates, found
-        if len(files) == len(names):
-            break
-    if not files:
+    found = {folder: files for folder in folders if (files := _files(folder, names))}
+    if not found:
         raise InnerVisionError(
             f"none of the {len(names)} images that {source} lists, such as {names[0]}, is in any of these: "
             f"{', '.join(map(str, folders))}. Put them into one of the folders or give their folder instead"
         )
-    _refuse_links_outwards(source, folder, names, paths, files)
-    return _divide(names, paths, files)
+    folder = max(found, key=lambda folder: len(found[folder]))
+    return _inside(folder, names, found[folder], source)
 
 
 def _coco_file_names(source: Path) -> list[str]:
@@ -228,12 +203,17 @@ def _coco_file_names(source: Path) -> list[str]:
         raise InnerVisionError(f"{source} is not a COCO annotation file: it has no list 'images'")
     if not images:
         raise InnerVisionError(f"no images in {source}: its list 'images' is empty")
-    return list(dict.fromkeys(_file_name(source, image) for image in images))
+    for image in images:
+        if not (isinstance(image, dict) and isinstance(name := image.get("file_name"), str) and name):
+            raise InnerVisionError(
+                f"{source} is not a COCO annotation file: an entry of 'images' has no 'file_name': {image!r:.80}"
+            )
+    return list(dict.fromkeys(check_inside(source, image["file_name"]) for image in images))
 
 
 def _parse(source: Path, decode: Callable[[str], Any]) -> Any:
     try:
-        return decode(source.read_bytes().decode("utf-8-sig"))
+        return decode(source.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InnerVisionError(f"cannot read {source}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -256,45 +236,14 @@ def _images_member(text: str) -> Any:
     return None
 
 
-def _file_name(source: Path, image: Any) -> str:
-    name = image.get("file_name") if isinstance(image, dict) else None
-    if not isinstance(name, str) or not name:
-        raise InnerVisionError(
-            f"{source} is not a COCO annotation file: an entry of 'images' has no 'file_name': {image!r:.80}"
-        )
-    return check_inside(source, name)
-
-
-def _outwards(source: Path, name: str) -> str:
-    return (
-        f"{source} names an image outside of its folder: {name}. "
-        "Annotations may not do that; if you trust it, give a folder or a list (.txt) instead"
-    )
-
-
 def _folders_beside(source: Path) -> list[Path]:
     """Where the images of an annotation file may be, likeliest first."""
     # instances_train2017_mini: mini, train2017, instances, instances_train2017_mini
     names = [*reversed(source.stem.split("_")), source.stem]
     here = source.parent
     above = here.parent if here.name not in ("", "..") else here / ".."
-    named = [place for name in names for root in (above, here) for place in (root / name, root / "images" / name)]
+    named = [place for name in names for root in (above, here) for place in _split_places(root, name)]
     return list(dict.fromkeys([*named, above, above / "images", here, here / "images"]))
-
-
-def _refuse_links_outwards(
-    source: Path, folder: Path, names: list[str], paths: list[str], files: dict[str, bool]
-) -> None:
-    inside = os.path.join(os.path.realpath(folder), "")
-    leads_out = {
-        parent: not os.path.join(os.path.realpath(parent), "").startswith(inside)
-        for parent in {os.path.dirname(path) for path in files}
-    }
-    for name, path in zip(names, paths, strict=True):
-        if path in files and (
-            leads_out[os.path.dirname(path)] or (files[path] and not os.path.realpath(path).startswith(inside))
-        ):
-            raise InnerVisionError(_outwards(source, name))
 
 
 def _from_list(source: Path) -> ImageSet:
@@ -304,58 +253,46 @@ def _from_list(source: Path) -> ImageSet:
         raise InnerVisionError(f"cannot read {source}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InnerVisionError(f"{source} is not a list of paths: it is not UTF-8 text") from error
-    root = os.path.abspath(source.parent)
-    listed: dict[str, str] = {}  # normalised absolute path -> the line, so that no file counts twice
+    root = Path(os.path.abspath(source.parent))
+    listed: dict[Path, str] = {}  # normalised absolute path -> the line, so that no file counts twice
     for line in map(str.strip, lines):
         if line and not line.startswith("#"):
-            listed.setdefault(os.path.normpath(os.path.join(root, line)), line)
+            listed.setdefault(Path(os.path.normpath(root / line)), line)
     if not listed:
         raise InnerVisionError(f"no images in {source}: it holds no path")
-    names = [_listed_name(root, absolute, line) for absolute, line in listed.items()]
-    paths = [os.path.join(str(source.parent), line) for line in listed.values()]
-    files = _files(paths)
-    if not files:
+    places = {
+        (path.relative_to(root) if path.is_relative_to(root) else Path(os.path.normpath(line))).as_posix(): line
+        for path, line in listed.items()
+    }
+    images = _divide(source.parent, places, _files(source.parent, places.values()))
+    if not images.paths:
         raise InnerVisionError(
-            f"none of the {len(paths)} files that {source} lists exists, such as {paths[0]}: "
-            "relative paths start at the list's folder"
+            f"none of the {len(places)} files that {source} lists exists, such as "
+            f"{source.parent / next(iter(places.values()))}: relative paths start at the list's folder"
         )
-    return _divide(names, paths, files)
+    return images
 
 
-def _listed_name(root: str, absolute: str, line: str) -> str:
-    inside = os.path.join(root, "")
-    if absolute.startswith(inside):
-        return absolute.removeprefix(inside).replace(os.sep, "/")
-    return (absolute if os.path.isabs(line) else os.path.normpath(line)).replace(os.sep, "/")
-
-
-def _files(paths: list[str]) -> dict[str, bool]:
-    """Map those of `paths` that are files to whether they are links.
+def _files(folder: Path, places: Iterable[str]) -> dict[str, str]:
+    """Map those of `places` in a folder that are files to where they are once links are followed.
 
     Every folder is listed once: asking for 118,000 files one by one takes minutes on a network drive.
     """
     wanted = defaultdict(list)
-    for path in paths:
-        folder, name = os.path.split(path)
-        wanted[folder].append((name, path))
-    found: dict[str, bool] = {}
-    for folder, files in wanted.items():
+    for place in places:
+        wanted[os.path.dirname(os.path.join(folder, place))].append(place)
+    found: dict[str, str] = {}
+    for parent, inside in wanted.items():
         try:
-            with os.scandir(folder or ".") as entries:
-                links = {entry.name: entry.is_symlink() for entry in entries if _is_file(entry)}
+            with os.scandir(parent or ".") as entries:
+                files = {entry.name: entry for entry in entries if _is_file(entry)}
         except (OSError, ValueError):  # no such folder, or a name that no folder can have
             continue
-        found.update((path, links[name]) for name, path in files if name in links)
+        real = os.path.realpath(parent)
+        for place in inside:
+            if entry := files.get(os.path.basename(place)):
+                found[place] = os.path.realpath(entry) if entry.is_symlink() else os.path.join(real, entry.name)
     return found
-
-
-def _divide(names: list[str], paths: list[str], files: dict[str, bool]) -> ImageSet:
-    listed = list(zip(names, paths, strict=True))
-    return ImageSet(
-        paths=[Path(path) for _, path in listed if path in files],
-        names=[name for name, path in listed if path in files],
-        missing=[(name, f"no such file: {path}") for name, path in listed if path not in files],
-    )
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -365,18 +302,30 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def _inside(folder: Path, names: Iterable[str], files: dict[str, str], source: Path) -> ImageSet:
+    """Make a set of the images that the annotations `source` name, unless a link leads out of the folder."""
+    inside = os.path.join(os.path.realpath(folder), "")
+    for name, real in files.items():
+        if not real.startswith(inside):
+            raise InnerVisionError(_outwards(source, name))
+    return _divide(folder, {name: name for name in names}, files)
 
 
-def _check_names(names: list[str]) -> None:
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise InnerVisionError(
-                f"the file name {name!r} is not UTF-8 and cannot be written into tables: rename it"
-            ) from error
+def _outwards(source: Path, name: str) -> str:
+    return (
+        f"{source} names an image outside of its folder: {name}. "
+        "Annotations may not do that; if you trust it, give a folder or a list (.txt) instead"
+    )
+
+
+def _divide(folder: Path, places: dict[str, str], files: dict[str, str]) -> ImageSet:
+    """Make a set of what is there and what is missing of `places` in a folder, by name."""
+    return ImageSet(
+        paths=[folder / place for place in places.values() if place in files],
+        names=[name for name, place in places.items() if place in files],
+        missing=[
+            (name, f"{'a link to nowhere' if (folder / place).is_symlink() else 'no such file'}: {folder / place}")
+            for name, place in places.items()
+            if place not in files
+        ],
+    )
