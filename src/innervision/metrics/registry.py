@@ -5,7 +5,8 @@ package brings metrics of its own; they are written beside its scores and read f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,13 @@ class Metric:
         if isinstance(self.floors, list):  # as JSON has it
             object.__setattr__(self, "floors", tuple(self.floors))
         for field in fields(self):
-            kind: type = bool if isinstance(field.default, bool) else tuple if field.name == "floors" else str
-            if not isinstance(getattr(self, field.name), kind):
-                self._refuse(field.name, "a list of strings" if kind is tuple else f"a {kind.__name__}")
-        if not all(isinstance(floor, str) for floor in self.floors):
-            self._refuse("floors", "a list of strings")
+            value, kind = getattr(self, field.name), str if field.default is MISSING else type(field.default)
+            if not isinstance(value, kind) or (kind is tuple and not all(isinstance(each, str) for each in value)):
+                expected = "a list of strings" if kind is tuple else f"a {kind.__name__}"
+                raise TypeError(f"{field.name} of the metric {self.key!r} must be {expected}, not {value!r}")
         if not self.key or ":" in self.key:
             raise ValueError(f"a metric's key is a word without a colon, not {self.key!r}")
         self.format(0.5)
-
-    def _refuse(self, field: str, expected: str) -> None:
-        raise TypeError(f"{field} of the metric {self.key!r} must be {expected}, not {getattr(self, field)!r}")
 
     def format(self, value: float) -> str:
         """Write a value; a zero has no sign.
@@ -68,114 +65,68 @@ class Metric:
             raise ValueError(f"number_format of the metric {self.key!r} is {self.number_format!r}: {error}") from error
 
 
-_CLASS_FLOORS = ("shuffled", "zero", "mean")
-_OWN_IMAGE_FLOORS = ("shuffled", "mean")
-_SET_FLOORS = ("mean",)
-"""A set of images is the same set when it is shuffled."""
+_of_image = partial(Metric, floors=("shuffled", "mean"))
+_of_set = partial(Metric, higher_is_better=False, of_set=True, floors=("mean",))  # shuffled, it is the same set
 
-METRICS = {
-    metric.key: metric
-    for metric in (
-        Metric(
-            "accuracy",
-            "accuracy",
-            "share of the pairs in which the closer point is found",
-            axis="accuracy over point pairs",
-            share=True,
-            main=True,
-            floors=_OWN_IMAGE_FLOORS,
-        ),
-        Metric(
-            "ties",
-            "ties",
-            "share of the pairs in which neither point is closer; they count as wrong",
-            higher_is_better=False,
-            axis="share of ties",
-            share=True,
-            floors=_OWN_IMAGE_FLOORS,
-        ),
-        Metric("miou", "mIoU", "intersection over union, the mean over the classes", main=True, floors=_CLASS_FLOORS),
-        Metric(
-            "pixel_accuracy",
-            "pixel accuracy",
-            "share of the pixels that are given their class",
-            share=True,
-            floors=_CLASS_FLOORS,
-        ),
-        Metric(
-            "fid",
-            "FID",
-            "Fréchet distance of the drawn images from the real ones on Inception",
-            higher_is_better=False,
-            number_format=".2f",
-            of_set=True,
-            main=True,
-            floors=_SET_FLOORS,
-        ),
-        Metric(
-            "kid",
-            "KID × 1000",
-            "kernel distance on the same, whatever the number of images",
-            higher_is_better=False,
-            of_set=True,
-            floors=_SET_FLOORS,
-        ),
-        Metric(
-            "frechet",
-            "Fréchet distance",
-            "of drawn images from the real ones, on that model's features",
-            higher_is_better=False,
-            of_set=True,
-            main=True,
-            floors=_SET_FLOORS,
-        ),
-        Metric(
-            "kernel",
-            "kernel distance × 1000",
-            "on the same, whatever the number of images",
-            higher_is_better=False,
-            of_set=True,
-            floors=_SET_FLOORS,
-        ),
-        Metric(
-            "image_cosine",
-            "image cosine",
-            "centred cosine of a drawn image with its real one; 0 = nothing in common",
-            floors=_OWN_IMAGE_FLOORS,
-        ),
-        Metric(
-            "cosine",
-            "cosine",
-            "of the whole feature maps, as published; the mean feature alone scores high",
-            axis="cosine similarity",
-            main=True,
-            floors=_OWN_IMAGE_FLOORS,
-        ),
-        Metric(
-            "token_cosine",
-            "token cosine",
-            "the cosine of each token, averaged over the tokens",
-            axis="cosine similarity per token",
-            floors=_OWN_IMAGE_FLOORS,
-        ),
-        Metric(
-            "centred_cosine",
-            "centred cosine",
-            "the cosine after the mean feature is taken from both; 0 = the mean feature",
-            axis="centred cosine similarity",
-            needs_mean=True,
-            main=True,
-            floors=_OWN_IMAGE_FLOORS,
-        ),
-        Metric(
-            "explained_variance",
-            "explained variance",
-            "1 = perfect, 0 = no better than the mean feature",
-            needs_mean=True,
-            floors=_OWN_IMAGE_FLOORS,
-        ),
-    )
-}
+_METRICS = (
+    _of_image(
+        "accuracy",
+        "accuracy",
+        "share of the pairs in which the closer point is found",
+        axis="accuracy over point pairs",
+        share=True,
+        main=True,
+    ),
+    _of_image(
+        "ties",
+        "ties",
+        "share of the pairs in which neither point is closer; they count as wrong",
+        axis="share of ties",
+        share=True,
+        higher_is_better=False,
+    ),
+    Metric("miou", "mIoU", "intersection over union, the mean over the classes", main=True),
+    Metric("pixel_accuracy", "pixel accuracy", "share of the pixels that are given their class", share=True),
+    _of_set(
+        "fid",
+        "FID",
+        "Fréchet distance of the drawn images from the real ones on Inception",
+        number_format=".2f",
+        main=True,
+    ),
+    _of_set("kid", "KID × 1000", "kernel distance on the same, whatever the number of images"),
+    _of_set("frechet", "Fréchet distance", "of drawn images from the real ones, on that model's features", main=True),
+    _of_set("kernel", "kernel distance × 1000", "on the same, whatever the number of images"),
+    _of_image(
+        "image_cosine", "image cosine", "centred cosine of a drawn image with its real one; 0 = nothing in common"
+    ),
+    _of_image(
+        "cosine",
+        "cosine",
+        "of the whole feature maps, as published; the mean feature alone scores high",
+        axis="cosine similarity",
+        main=True,
+    ),
+    _of_image(
+        "token_cosine",
+        "token cosine",
+        "the cosine of each token, averaged over the tokens",
+        axis="cosine similarity per token",
+    ),
+    _of_image(
+        "centred_cosine",
+        "centred cosine",
+        "the cosine after the mean feature is taken from both; 0 = the mean feature",
+        axis="centred cosine similarity",
+        needs_mean=True,
+        main=True,
+    ),
+    _of_image(
+        "explained_variance", "explained variance", "1 = perfect, 0 = no better than the mean feature", needs_mean=True
+    ),
+)
+
+METRICS = {metric.key: metric for metric in _METRICS}
 """The metrics of the package by key, in the order they are shown."""
 
 
