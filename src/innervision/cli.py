@@ -10,17 +10,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from innervision import __version__
 from innervision.commands import GROUPS, Command, commands
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, printable
+from innervision.original.presets import PRESETS
+from innervision.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-
-PRESETS = {path.stem: path for path in (Path(__file__).parent / "original" / "presets").glob("*.yaml")}
-"""Files of settings that come with the package, by name."""
 
 
 class WrongUsage(Exception):
@@ -49,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"innervision: error: {message}", file=sys.stderr)
+    print(f"innervision: error: {printable(message)}", file=sys.stderr)
     return status
 
 
@@ -139,8 +136,8 @@ def _files_first(words: Sequence[str], settings: type) -> list[str]:
     parser.add_argument("--preset", choices=sorted(PRESETS), action="append", default=[])
     parser.add_argument("--config", type=Path, action="append", default=[])
     found, rest = parser.parse_known_args(words)
-    files = [*(PRESETS[preset] for preset in found.preset), *found.config]
-    return [word for file in files for word in ("--config", json.dumps(_read_settings(file, settings)))] + rest
+    given = [*map(PRESETS.get, found.preset), *(_read_settings(file, settings) for file in found.config)]
+    return [word for each in given for word in ("--config", json.dumps(each))] + rest
 
 
 def _read_settings(path: Path, kind: type) -> dict[str, Any]:
@@ -150,9 +147,11 @@ def _read_settings(path: Path, kind: type) -> dict[str, Any]:
         WrongUsage: it cannot be read or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise WrongUsage(f"{path} cannot be read: {error}") from error
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise WrongUsage(f"there is no file {path}") from error
+    except InnerVisionError as error:
+        raise WrongUsage(str(error)) from error
     unknown: list[Any] = []
     if is_run := isinstance(content, dict) and {"format", "settings"} <= content.keys():
         unknown = [name for name in content if name not in ("format", "settings", "record")]

@@ -3,12 +3,10 @@
 Shapes do not tell attention heads and activation; they are as in the published CLIP models of the same width.
 """
 
-import re
-
 from torch import Tensor
-from transformers import BaseImageProcessor, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import BaseImageProcessor, CLIPImageProcessor, CLIPVisionConfig
 
-__all__ = ["CLIPVisionModelWithProjection", "make_config", "make_processor"]
+from innervision.original.shapes import count_parts
 
 HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 """Attention heads by width (ViT-B, L, H, g and bigG); else two, as in the tiny models of tests."""
@@ -27,11 +25,10 @@ def make_config(weights: dict[str, Tensor]) -> CLIPVisionConfig:
     patches = weights[f"{model}.embeddings.patch_embedding.weight"].shape
     width, patch = patches[0], patches[-1]
     side = round((weights[f"{model}.embeddings.position_embedding.weight"].shape[0] - 1) ** 0.5)
-    layers = [int(found[1]) for key in weights if (found := re.match(rf"{model}\.encoder\.layers\.(\d+)\.", key))]
     return CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=weights[f"{model}.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=max(layers) + 1,
+        num_hidden_layers=count_parts(weights, rf"{model}\.encoder\.layers\.(\d+)\."),
         num_attention_heads=HEADS.get(width, 2),
         image_size=side * patch,
         patch_size=patch,

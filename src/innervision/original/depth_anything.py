@@ -8,15 +8,10 @@ import re
 from typing import Any
 
 from torch import Tensor
-from transformers import (
-    BaseImageProcessor,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    DPTImageProcessor,
-)
+from transformers import BaseImageProcessor, DepthAnythingConfig, Dinov2Config, DPTImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-__all__ = ["DepthAnythingForDepthEstimation", "convert", "make_config", "make_processor"]
+from innervision.original.shapes import count_parts
 
 TAPPED_BLOCKS = {24: [5, 12, 18, 24]}
 """The blocks whose output the depth head reads, counted from 1, by the number of blocks; else every quarter."""
@@ -70,7 +65,7 @@ def make_config(weights: dict[str, Tensor]) -> DepthAnythingConfig:
     width = weights["pretrained.pos_embed"].shape[-1]
     patch = weights["pretrained.patch_embed.proj.weight"].shape[-1]
     side = round((weights["pretrained.pos_embed"].shape[1] - 1) ** 0.5)
-    depth = 1 + max(int(found[1]) for key in weights if (found := re.match(r"pretrained\.blocks\.(\d+)\.", key)))
+    depth = count_parts(weights, r"pretrained\.blocks\.(\d+)\.")
     swiglu = "pretrained.blocks.0.mlp.w12.weight" in weights
     taps: Any = TAPPED_BLOCKS.get(depth, [depth * quarter // 4 for quarter in (1, 2, 3, 4)])
     backbone = Dinov2Config(
@@ -97,11 +92,13 @@ def make_config(weights: dict[str, Tensor]) -> DepthAnythingConfig:
 
 def make_processor(config: DepthAnythingConfig) -> BaseImageProcessor:
     """Make the published image processor."""
-    processor = DPTImageProcessor(
-        size={"height": 518, "width": 518}, keep_aspect_ratio=True, ensure_multiple_of=14, resample=3
+    return DPTImageProcessor(
+        size={"height": 518, "width": 518},
+        keep_aspect_ratio=True,
+        ensure_multiple_of=14,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
     )
-    processor.image_mean, processor.image_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    return processor
 
 
 def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:

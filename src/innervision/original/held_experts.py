@@ -1,6 +1,5 @@
 """The expert that a probe checkpoint of the original holds beside its probes, or a file of Depth Anything's authors."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    BaseImageProcessor,
+    CLIPVisionModelWithProjection,
+    DepthAnythingForDepthEstimation,
+    OneFormerModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from innervision.checkpoints.checkpoint import MIRRORS, silent_transformers
 from innervision.checkpoints.layout import ForeignExpert
-from innervision.checkpoints.shards import Shards, few, find_file
+from innervision.checkpoints.shards import Shards, few
 from innervision.errors import InnerVisionError
 from innervision.original import clip_encoder, depth_anything, oneformer
 
@@ -44,7 +50,7 @@ HELD = {
         "Depth Anything V2",
         "dav2_backbone.",
         "depth_estimator",
-        depth_anything.DepthAnythingForDepthEstimation,
+        DepthAnythingForDepthEstimation,
         depth_anything.make_config,
         depth_anything.make_processor,
         depth_anything.convert,
@@ -54,7 +60,7 @@ HELD = {
         "OneFormer with a Swin",
         "oneformer.",
         "image_segmentor",
-        oneformer.OneFormerModel,
+        OneFormerModel,
         oneformer.make_config,
         oneformer.make_processor,
         unneeded=r"pixel_level_module\.encoder\.swin\.(layernorm\.|.*relative_position_index$)",
@@ -63,7 +69,7 @@ HELD = {
         "a CLIP image encoder",
         "gen_encoder.",
         "image_generator",
-        clip_encoder.CLIPVisionModelWithProjection,
+        CLIPVisionModelWithProjection,
         clip_encoder.make_config,
         clip_encoder.make_processor,
         unneeded=r".*position_ids$",
@@ -79,12 +85,11 @@ def read_held_expert(kind: str, source: str, revision: str | None = None) -> For
     held = HELD[kind]
     if kind == "depth" and Path(source).is_file():
         return ForeignExpert(*_load(held, source, Shards(source), prefix=""))
-    path = find_file(source, "config.json", revision)
-    config = _read_json(path) if path else {}
-    if "probe_mode" not in config:
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except OSError:
         return None
-    shards = Shards(source, revision)
-    if not holds(kind, shards):
+    if "probe_mode" not in config or not holds(kind, shards := Shards(source, revision)):
         return None
     named = config.get(held.named_by)
     return ForeignExpert(*_load(held, source, shards, held.prefix), named and find_beside(source, str(named)))
@@ -141,11 +146,3 @@ def _load(held: Held, expert: str, shards: Shards, prefix: str) -> tuple[PreTrai
         if names:
             raise InnerVisionError(f"{expert} does not hold {held.title}: it {fault} {few(names)}")
     return model, held.processor(config)
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -72,7 +72,7 @@ def read_probes(
     mode = config["probe_mode"]
     revision = hub_commit(checkpoint, revision)
     shards = Shards(checkpoint, revision)
-    keys, _, unknown = sort_keys(shards.files, mode)
+    keys, unknown = sort_keys(shards.files, mode)
     require(not unknown, f"{checkpoint} (probe_mode={mode}) holds {len(unknown)} unknown tensors: {few(unknown)}")
     shape = _head_settings(checkpoint, config)
     settings = TrainSettings(
@@ -104,22 +104,20 @@ def read_probes(
     return ImportedProbes(settings, record, bank)
 
 
-def sort_keys(keys: Iterable[str], mode: str) -> tuple[dict[tuple[int, str], str], list[str], list[str]]:
-    """Divide the names of a probe checkpoint's tensors.
+def sort_keys(keys: Iterable[str], mode: str) -> tuple[dict[tuple[int, str], str], list[str]]:
+    """Find among the names of a probe checkpoint's tensors those of the probes and those that nothing is known of.
 
     Returns:
-        Those of the probes by (number of the probe, name in the probe); those known and not needed here (the MLLM, the
-        expert); and all others.
+        The first by (number of the probe, name in the probe), and the second. All others are known and not needed here
+        (the MLLM, the expert).
     """
-    probes, unused, unknown = {}, [], []
+    probes, unknown = {}, []
     for key in keys:
         if found := re.match(rf"image_{mode}_heads\.(\d+)\.projector\.(.+)$", key):
             probes[int(found[1]), found[2]] = key
-        elif MLLM_KEYS.match(key) or (UNUSED_KEYS.match(key) and not re.match(r"image_\w+_heads\.", key)):
-            unused.append(key)
-        else:
+        elif re.match(r"image_\w+_heads\.", key) or not (MLLM_KEYS.match(key) or UNUSED_KEYS.match(key)):
             unknown.append(key)
-    return probes, unused, unknown
+    return probes, unknown
 
 
 def read_bank(info: BankInfo, settings: ProbeSettings, shards: Shards, probes: dict[tuple[int, str], str]) -> ProbeBank:
@@ -168,12 +166,11 @@ def mean_feature(target: Target, images: str, progress: bool) -> Tensor:
     total = torch.zeros(target.num_tokens, target.width, dtype=torch.float64)
     count = 0
     batches = Batches(found, order, len, {target.name: target.preparer})
-    for batch in tqdm(
-        load_batches(batches, range(len(batches))), unit="batch", disable=not progress, dynamic_ncols=True
-    ):
-        if batch.names:
-            total += target.encode(batch.pixels[target.name]).cpu().double().sum(dim=0)
-            count += len(batch.names)
+    with load_batches(batches, range(len(batches))) as loader:
+        for batch in tqdm(loader, total=len(batches), unit="batch", disable=not progress, dynamic_ncols=True):
+            if batch.names:
+                total += target.encode(batch.pixels[target.name]).cpu().double().sum(dim=0)
+                count += len(batch.names)
     require(count > 0, f"no image of {images} can be read")
     return (total / count).float()
 

@@ -1,4 +1,4 @@
-"""Images as the original's FID describes them: the same weights of Inception as elsewhere, but other pixels."""
+"""Images as Inception takes them, and as the original's FID describes them: the same weights, but other pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,28 +9,36 @@ from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-PAPER_SIDE = 256
-"""Pixels along each side to which the original resizes real and drawn images, before it writes them as PNG."""
-
 INCEPTION_SIDE = 299
 
 
 @dataclass(frozen=True)
-class PaperSquash:
-    """Squashes images to a square of 8-bit pixels with Pillow's Lanczos filter."""
+class Squash:
+    """Squashes images to a square of 8-bit pixels with a filter of Pillow's, all of which antialias."""
 
-    side: int = PAPER_SIDE
+    side: int
+    filter: Resampling
+    how: str
+    """The rest of what reports say."""
 
     def __str__(self) -> str:
-        return (
-            f"squashed to {self.side} × {self.side} pixels of 8 bits by Lanczos, then to {INCEPTION_SIDE} × "
-            f"{INCEPTION_SIDE} bilinearly between pixel centres, from -1 to 1"
-        )
+        return f"squashed to {self.side} × {self.side} pixels of 8 bits{self.how}"
 
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """Prepare RGB images of any sizes: pixels (B, 3, side, side), uint8."""
         size = self.side, self.side
-        return torch.stack([pil_to_tensor(image.resize(size, Resampling.LANCZOS)) for image in images])
+        return torch.stack([pil_to_tensor(image.resize(size, self.filter)) for image in images])
+
+
+SQUASH = Squash(INCEPTION_SIDE, Resampling.BICUBIC, ", bicubic with antialiasing")
+"""To the network's own size at once (Parmar et al. 2022, arXiv:2104.11222)."""
+
+PAPER_SQUASH = Squash(
+    256,
+    Resampling.LANCZOS,
+    f" by Lanczos, then to {INCEPTION_SIDE} × {INCEPTION_SIDE} bilinearly between pixel centres, from -1 to 1",
+)
+"""As the original resizes real and drawn images, before it writes them as PNG."""
 
 
 @torch.no_grad()

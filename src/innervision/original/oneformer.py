@@ -4,12 +4,10 @@ Everything that shapes do not tell (activations, strides, the norm's place and s
 `shi-labs/oneformer_coco_swin_large`, whose values are OneFormer's own defaults.
 """
 
-import re
-
 from torch import Tensor
-from transformers import BaseImageProcessor, OneFormerConfig, OneFormerImageProcessor, OneFormerModel, SwinConfig
+from transformers import BaseImageProcessor, OneFormerConfig, OneFormerImageProcessor, SwinConfig
 
-__all__ = ["OneFormerModel", "make_config", "make_processor"]
+from innervision.original.shapes import count_parts
 
 LEVELS, POINTS = 3, 4
 """Of the deformable attention of the pixel decoder: maps, and places per map and head."""
@@ -33,11 +31,12 @@ def make_config(weights: dict[str, Tensor]) -> OneFormerConfig:
         conv_dim=shape[attention][1],
         mask_dim=shape[f"{pixel}.mask_projection.weight"][0],
         num_attention_heads=shape[attention][0] // (2 * LEVELS * POINTS),
-        encoder_layers=_count(weights, rf"{pixel}\.encoder\.layers\.(\d+)\."),
+        encoder_layers=count_parts(weights, rf"{pixel}\.encoder\.layers\.(\d+)\."),
         encoder_feedforward_dim=shape[f"{pixel}.encoder.layers.0.fc1.weight"][0],
-        decoder_layers=_count(weights, rf"{decoder}\.layers\.(\d+)\.") + 1,  # it is counted with the first prediction
+        decoder_layers=count_parts(weights, rf"{decoder}\.layers\.(\d+)\.")
+        + 1,  # it is counted with the first prediction
         dim_feedforward=shape[f"{decoder}.layers.0.ffn.linear1.weight"][0],
-        query_dec_layers=_count(weights, rf"{decoder}\.query_transformer\.decoder\.layers\.(\d+)\."),
+        query_dec_layers=count_parts(weights, rf"{decoder}\.query_transformer\.decoder\.layers\.(\d+)\."),
         task_seq_len=shape["task_encoder.task_mlp.layers.0.0.weight"][1],
         enforce_input_proj=any(key.startswith("transformer_module.input_projections.") for key in weights),
     )
@@ -45,38 +44,26 @@ def make_config(weights: dict[str, Tensor]) -> OneFormerConfig:
 
 def make_processor(config: OneFormerConfig) -> BaseImageProcessor:
     """Make the published image processor: shorter side 800, longer one at most 1333, bilinear."""
-    processor = OneFormerImageProcessor(size={"shortest_edge": 800, "longest_edge": 1333}, resample=2)
-    processor.image_mean, processor.image_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    return processor
+    return OneFormerImageProcessor()  # these are its defaults
 
 
 def _make_swin_config(weights: dict[str, Tensor]) -> SwinConfig:
     shape = {key: tuple(value.shape) for key, value in weights.items()}
     encoder = "pixel_level_module.encoder"
     patches = shape[f"{encoder}.embeddings.patch_embeddings.projection.weight"]
-    stages = _count(weights, rf"{encoder}\.encoder\.layers\.(\d+)\.")
+    stages = count_parts(weights, rf"{encoder}\.encoder\.layers\.(\d+)\.")
     first = f"{encoder}.encoder.layers.{{}}.blocks.0"
     # one row for each offset between two cells of a window, one column for each head
     tables = [shape[f"{first.format(stage)}.attention.self.relative_position_bias_table"] for stage in range(stages)]
     return SwinConfig(
         embed_dim=patches[0],
         patch_size=patches[-1],
-        depths=[_count(weights, rf"{encoder}\.encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)],
+        depths=[
+            count_parts(weights, rf"{encoder}\.encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)
+        ],
         num_heads=[heads for _, heads in tables],
         window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
         mlp_ratio=shape[f"{first.format(0)}.intermediate.dense.weight"][0] / patches[0],
         image_size=384,  # of the Swin's own training; any image can be given
         out_features=[f"stage{stage + 1}" for stage in range(stages)],  # type: ignore[call-arg]
     )
-
-
-def _count(weights: dict[str, Tensor], pattern: str) -> int:
-    """Count the numbered parts whose names match, the number being the pattern's group.
-
-    Raises:
-        KeyError: there is none.
-    """
-    numbers = {int(found[1]) for key in weights if (found := re.match(pattern, key))}
-    if not numbers:
-        raise KeyError(pattern)
-    return max(numbers) + 1

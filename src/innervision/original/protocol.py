@@ -36,7 +36,7 @@ class Standard:
             prompt: of the run.
             script: what the inputs are for: `train`, or the name of an evaluation.
         """
-        return partial(_build, builder, prompt)
+        return partial(builder, prompt=prompt)
 
     def pixels(self, preparer: Callable, script: str) -> Callable:
         """Give what makes an expert's pixels of images, from its own preparer."""
@@ -105,10 +105,6 @@ SCRIPTS = {
     "depth": Script(prompt="Describe the image."),
 }
 """By what they are for; the others give nothing more."""
-
-
-def _build(builder: InputBuilder, prompt: str, images: list[Image]) -> Inputs:
-    return builder(images, prompt)
 
 
 def _build_as_paper(

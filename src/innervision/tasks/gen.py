@@ -25,7 +25,7 @@ from innervision.errors import InnerVisionError, require
 from innervision.files import atomic_write
 from innervision.metrics.frechet import frechet_by_image, kernel_by_image
 from innervision.metrics.similarity import centred_cosine
-from innervision.original.inception import PaperSquash, describe_as_paper
+from innervision.original.inception import PAPER_SQUASH, describe_as_paper
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Maps, Target
 from innervision.tasks.evaluation import Comparison, Kept, Label, Scores
@@ -79,7 +79,7 @@ class Gen(Task):
         self.model = load_image_features(self.settings.features, targets[0].device)
         self.views: dict[Protocol, Pixels] = {"standard": self.model.preparer}
         if isinstance(self.model, InceptionTarget):
-            self.views["paper"] = PaperSquash()
+            self.views["paper"] = PAPER_SQUASH
         model = [self.model.kind, self.model.expert, self.model.revision, repr(self.views)]
         self.known = KnownFeatures(self.images, model)
         self.views_of_truth = {} if self.known else self.views

@@ -1,18 +1,15 @@
 """Vision models in whose features sets of images are compared: Inception, as the FID has it, or another."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL.Image import Image, Resampling
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from innervision.checkpoints.checkpoint import Checkpoint
 from innervision.errors import InnerVisionError, first_line
-from innervision.original.inception import INCEPTION_SIDE
+from innervision.original.inception import SQUASH
 from innervision.targets import load_targets, parse_target
 from innervision.targets.backbone import BackboneTarget
 from innervision.targets.target import Parts, Target
@@ -90,7 +87,7 @@ class InceptionTarget(Target):
             raise InnerVisionError(
                 f"cannot {what}: {first_line(error)}\nName a file of them with inception=PATH, or another model."
             ) from error
-        return Parts(network, {}, Squash(size or INCEPTION_SIDE))  # type: ignore[arg-type]
+        return Parts(network, {}, replace(SQUASH, side=size or SQUASH.side))  # type: ignore[arg-type]
 
     def shape(self) -> tuple[int, int]:
         """Give one token and the width of the last pooling."""
@@ -99,18 +96,3 @@ class InceptionTarget(Target):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Give the features (B, 1, 2048) of 8-bit pixels of any one size. See `Target.encode`."""
         return self.module(pixels)[0][:, None]
-
-
-@dataclass(frozen=True)
-class Squash:
-    """Squashes images to a square of 8-bit pixels, with antialiasing (Parmar et al. 2022, arXiv:2104.11222)."""
-
-    side: int
-
-    def __str__(self) -> str:
-        return f"squashed to {self.side} × {self.side} pixels of 8 bits, bicubic with antialiasing"
-
-    def __call__(self, images: Sequence[Image]) -> Tensor:
-        """Prepare RGB images of any sizes: pixels (B, 3, side, side), uint8."""
-        size = self.side, self.side
-        return torch.stack([pil_to_tensor(image.resize(size, Resampling.BICUBIC)) for image in images])
