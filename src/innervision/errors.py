@@ -1,4 +1,6 @@
-"""The one exception that users are meant to see, and short ways to it."""
+"""The one exception that users are meant to see, short ways to it, and text that a terminal may show."""
+
+import unicodedata
 
 
 class InnerVisionError(Exception):
@@ -18,3 +20,12 @@ def first_line(error: Exception) -> str:
     """Give the first line of an error's message that says something, cut to 300 characters, or the error's kind."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= 300 else f"{line[:299]}…"
+
+
+def printable(text: str) -> str:
+    r"""Write the control characters of a text as \x1b and the like, all but line breaks: a terminal would obey them."""
+    return "".join(ascii(each)[1:-1] if each != "\n" and _controls(each) else each for each in text)
+
+
+def _controls(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs")

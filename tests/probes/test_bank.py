@@ -119,6 +119,11 @@ def rewritten(path: Path, **changes: object) -> Path:
         ({"widths": None}, "does not say what its probes are"),
         ({"probe": {"kind": "resampler", "speed": 3}}, "does not say what its probes are"),
         ({"probe": {"kind": "gone"}}, "there is no probe 'gone'"),
+        ({"probe": {"kind": "resampler", "depth": 10**6}}, "tensors are not 3 probes of depth 1000000"),
+        ({"probe": {"kind": "resampler", "heads": 10**7}}, "does not hold the probes that its metadata names"),
+        ({"probe": {"kind": "resampler", "ff_mult": 1e300}}, "does not hold the probes that its metadata names"),
+        ({"widths": {str(layer): 8 for layer in range(10**5)}}, "are not 100000 probes"),
+        ({"num_tokens": 10**9}, r"the mean feature is \(4, 5\), not \(1000000000, 5\)"),
     ],
 )
 def test_metadata_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
@@ -139,8 +144,8 @@ def test_some_layers_are_loaded_without_the_tensors_of_others(tmp_path: Path, mo
         def __exit__(self, *_: object) -> None:
             pass
 
-        def metadata(self) -> dict[str, str]:
-            return self.file.metadata()
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.file, name)
 
         def get_tensor(self, key: str) -> torch.Tensor:
             read.append(key)

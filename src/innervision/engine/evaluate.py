@@ -25,7 +25,7 @@ from innervision.engine.processes import Rank, join_processes
 from innervision.engine.run import RunFolder
 from innervision.engine.scores import ScoreTable
 from innervision.engine.session import Session, memory_errors
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, printable
 from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
@@ -201,7 +201,7 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
         began, seen = time.perf_counter(), 0
         for number, batch in zip(numbers, loader, strict=True):
             for name in plan.bad.add(batch.bad):
-                tqdm.write(f"left out {name}: {plan.bad.reasons[name]}")
+                tqdm.write(printable(f"left out {name}: {plan.bad.reasons[name]}"))
             table.write_part(number, _score(plan, batch), batch.hashes, batch.bad)
             seen += len(batch.names)
             pace = (time.perf_counter() - began) / max(seen * num_layers, 1)

@@ -23,7 +23,7 @@ from innervision.engine.learner import Learner
 from innervision.engine.log import TrainingLog
 from innervision.engine.run import RunFolder
 from innervision.engine.session import Session, memory_errors
-from innervision.errors import InnerVisionError, require
+from innervision.errors import InnerVisionError, printable, require
 from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
@@ -103,7 +103,7 @@ def _plan(
     images = find_images(settings.images)
     bad = BadImages(images, settings.max_bad)
     for name in bad.look_ahead(images):
-        tqdm.write(f"left out {name}: {bad.reasons[name]}")
+        tqdm.write(printable(f"left out {name}: {bad.reasons[name]}"))
     session = Session.load(
         settings,
         "train",
@@ -195,7 +195,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
                     if batch.bad:
                         run.write_bad_images(plan.bad.reasons)
                 for name in new:
-                    tqdm.write(f"left out {name}: {plan.bad.reasons[name]}")
+                    tqdm.write(printable(f"left out {name}: {plan.bad.reasons[name]}"))
                 learner.learn(batch)
             losses = learner.finish_step()
             size = sum(map(len, step))

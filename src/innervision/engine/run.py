@@ -19,6 +19,7 @@ import yaml
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write, remove_half_written
+from innervision.yaml_files import read_yaml
 
 FORMAT = 2
 """Of run.yaml."""
@@ -119,11 +120,9 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = yaml.safe_load(self.yaml.read_text())
+            content = read_yaml(self.yaml)
         except FileNotFoundError:
             raise InnerVisionError(f"{self.path} is not a run folder: it has no run.yaml") from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise InnerVisionError(f"{self.yaml} cannot be read: {error}") from error
         if not isinstance(content, dict):
             raise InnerVisionError(f"{self.yaml} does not hold the settings of a run")
         if (found := content.get("format", 1)) != FORMAT:

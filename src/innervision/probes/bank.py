@@ -275,15 +275,29 @@ class ProbeBank(nn.Module):
             if lacking := [layer for layer in layers if layer not in widths]:
                 raise InnerVisionError(f"{path} has no probe of layer {', '.join(map(str, lacking))}")
             info = BankInfo(**{**asdict(info), "widths": {layer: widths[layer] for layer in layers}})
-        with torch.device("meta"):
-            bank = cls(info, settings)
         try:
             with safe_open(path, framework="pt") as file:
+                _check_sizes(info, settings, {key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
+                with torch.device("meta"):
+                    bank = cls(info, settings)
                 bank.load_state_dict({key: file.get_tensor(key).float() for key in bank.state_dict()}, assign=True)
-        except (RuntimeError, SafetensorError) as error:
-            raise InnerVisionError(f"{path} does not hold the probes that its metadata names: {error}") from error
+        except (KeyError, ValueError, OverflowError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InnerVisionError(f"{path} does not hold the probes that its metadata names: {reason}") from error
         bank.check_finite()
         return bank
+
+
+def _check_sizes(info: BankInfo, settings: ProbeSettings, shapes: Mapping[str, Sequence[int]]) -> None:
+    """See that a file's tensors allow for what its metadata says, before anything of that size is made.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if tuple(shapes["mean"]) != (info.num_tokens, info.width):
+        raise ValueError(f"the mean feature is {tuple(shapes['mean'])}, not {(info.num_tokens, info.width)}")
+    if len(info.widths) > len(shapes) or settings.depth > len(shapes):
+        raise ValueError(f"{len(shapes)} tensors are not {len(info.widths)} probes of depth {settings.depth}")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
