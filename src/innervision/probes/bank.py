@@ -281,7 +281,7 @@ class ProbeBank(nn.Module):
                 with torch.device("meta"):
                     bank = cls(info, settings)
                 bank.load_state_dict({key: file.get_tensor(key).float() for key in bank.state_dict()}, assign=True)
-        except (KeyError, ValueError, OverflowError, RuntimeError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InnerVisionError(f"{path} does not hold the probes that its metadata names: {reason}") from error
         bank.check_finite()
