@@ -80,11 +80,7 @@ class Checkpoint:
         """Load the image processor; `settings` replace what its file says."""
         with self._loading():
             return processor_class.from_pretrained(
-                self.source,
-                revision=self.revision,
-                subfolder=subfolder,
-                trust_remote_code=False,
-                **settings,
+                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False, **settings
             )
 
     def load_tokenizer(self, *, subfolder: str = "") -> Any:

@@ -1,7 +1,7 @@
 """Checkpoints in other layouts than Hugging Face's, read into its classes (entry points `innervision.layouts`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +90,16 @@ def read_foreign_mllm(
     name: str, config: dict[str, Any], revision: str | None, template: str | None
 ) -> ForeignMLLM | None:
     """Let the installed layouts read an MLLM; None where it is in none of them. See `Layout.read_mllm`."""
-    layouts = (find("layouts", layout)() for layout in offered("layouts"))
-    found = (layout.read_mllm(name, config, revision, template) for layout in layouts)
-    return next((mllm for mllm in found if mllm is not None), None)
+    found = (layout.read_mllm(name, config, revision, template) for layout in _layouts())
+    return next(filter(None, found), None)
 
 
 def read_foreign_expert(kind: str, source: str, revision: str | None = None) -> ForeignExpert | None:
     """Let the installed layouts load an expert; None where it is in none of them. See `Layout.read_expert`."""
-    layouts = (find("layouts", layout)() for layout in offered("layouts"))
-    found = (layout.read_expert(kind, source, revision) for layout in layouts)
-    return next((expert for expert in found if expert is not None), None)
+    found = (layout.read_expert(kind, source, revision) for layout in _layouts())
+    return next(filter(None, found), None)
+
+
+def _layouts() -> Iterator[Layout]:
+    for name in offered("layouts"):
+        yield find("layouts", name)()

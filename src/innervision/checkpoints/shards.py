@@ -2,9 +2,8 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -55,17 +54,17 @@ class Shards:
 
     def shapes(self, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Give the shapes of tensors, without reading them."""
-        return {key: tuple(value.get_shape()) for key, value in self._slices(keys)}
+        return {key: tuple(tensor.shape) for key, tensor in self._mapped(keys)}
 
     def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        """Read tensors into memory, on the CPU, in the type they are stored in.
+        """Give tensors, on the CPU, in the type they are stored in; their values come from the disk as they are used.
 
         Raises:
             InnerVisionError: a file is missing or broken, or does not hold what the index says.
         """
-        return {key: value[:] if value.get_shape() else value[...] for key, value in self._slices(keys)}
+        return dict(self._mapped(keys))
 
-    def _slices(self, keys: Iterable[str]) -> Iterable[tuple[str, Any]]:
+    def _mapped(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         by_file = defaultdict(list)
         for key in keys:
             by_file[self.files[key]].append(key)
@@ -75,19 +74,20 @@ class Shards:
                 raise InnerVisionError(f"{self.name}: {file} does not hold {few(lacking)}, which the index puts there")
             yield from ((name, held[name]) for name in names)
 
-    def _open(self, file: str) -> dict[str, Any]:
+    def _open(self, file: str) -> dict[str, Tensor]:
+        """Map the tensors of a file to memory."""
         path = file if file == self.name else find_file(self.name, file, self.revision)
         if path is None:
             raise InnerVisionError(f"{self.name} lacks its file {file}")
         try:
             if Path(file).suffix == ".safetensors":
-                opened = safe_open(path, framework="pt")
-                return {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # it is no mapping
+                with safe_open(path, framework="pt") as opened:
+                    return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # it is no mapping
             try:
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # written by a PyTorch before 1.6, which cannot be mapped
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
-            return {key: _Whole(value) for key, value in tensors.items() if isinstance(value, Tensor)}
+            return {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
         except Exception as error:  # a broken or foreign file can make its reader raise anything
             raise InnerVisionError(f"{path} cannot be read as a file of weights: {first_line(error)}") from error
 
@@ -117,19 +117,6 @@ def find_file(name: str, file: str, revision: str | None = None) -> str | None:
         OfflineModeIsEnabled,
     ):
         return None
-
-
-class _Whole:
-    """A tensor of a PyTorch file, with the methods that a slice of a safetensors file has."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def get_shape(self) -> list[int]:
-        return list(self.tensor.shape)
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.tensor[index].clone()
 
 
 def few(names: Iterable[str]) -> str:
