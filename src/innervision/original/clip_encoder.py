@@ -28,7 +28,7 @@ def make_config(weights: dict[str, Tensor]) -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=weights[f"{model}.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=count_parts(weights, rf"{model}\.encoder\.layers\.(\d+)\."),
+        num_hidden_layers=count_parts(weights, f"{model}.encoder.layers"),
         num_attention_heads=HEADS.get(width, 2),
         image_size=side * patch,
         patch_size=patch,

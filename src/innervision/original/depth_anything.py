@@ -65,7 +65,7 @@ def make_config(weights: dict[str, Tensor]) -> DepthAnythingConfig:
     width = weights["pretrained.pos_embed"].shape[-1]
     patch = weights["pretrained.patch_embed.proj.weight"].shape[-1]
     side = round((weights["pretrained.pos_embed"].shape[1] - 1) ** 0.5)
-    depth = count_parts(weights, r"pretrained\.blocks\.(\d+)\.")
+    depth = count_parts(weights, "pretrained.blocks")
     swiglu = "pretrained.blocks.0.mlp.w12.weight" in weights
     taps: Any = TAPPED_BLOCKS.get(depth, [depth * quarter // 4 for quarter in (1, 2, 3, 4)])
     backbone = Dinov2Config(

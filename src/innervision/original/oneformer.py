@@ -31,12 +31,11 @@ def make_config(weights: dict[str, Tensor]) -> OneFormerConfig:
         conv_dim=shape[attention][1],
         mask_dim=shape[f"{pixel}.mask_projection.weight"][0],
         num_attention_heads=shape[attention][0] // (2 * LEVELS * POINTS),
-        encoder_layers=count_parts(weights, rf"{pixel}\.encoder\.layers\.(\d+)\."),
+        encoder_layers=count_parts(weights, f"{pixel}.encoder.layers"),
         encoder_feedforward_dim=shape[f"{pixel}.encoder.layers.0.fc1.weight"][0],
-        decoder_layers=count_parts(weights, rf"{decoder}\.layers\.(\d+)\.")
-        + 1,  # it is counted with the first prediction
+        decoder_layers=count_parts(weights, f"{decoder}.layers") + 1,  # it is counted with the first prediction
         dim_feedforward=shape[f"{decoder}.layers.0.ffn.linear1.weight"][0],
-        query_dec_layers=count_parts(weights, rf"{decoder}\.query_transformer\.decoder\.layers\.(\d+)\."),
+        query_dec_layers=count_parts(weights, f"{decoder}.query_transformer.decoder.layers"),
         task_seq_len=shape["task_encoder.task_mlp.layers.0.0.weight"][1],
         enforce_input_proj=any(key.startswith("transformer_module.input_projections.") for key in weights),
     )
@@ -51,16 +50,14 @@ def _make_swin_config(weights: dict[str, Tensor]) -> SwinConfig:
     shape = {key: tuple(value.shape) for key, value in weights.items()}
     encoder = "pixel_level_module.encoder"
     patches = shape[f"{encoder}.embeddings.patch_embeddings.projection.weight"]
-    stages = count_parts(weights, rf"{encoder}\.encoder\.layers\.(\d+)\.")
+    stages = count_parts(weights, f"{encoder}.encoder.layers")
     first = f"{encoder}.encoder.layers.{{}}.blocks.0"
     # one row for each offset between two cells of a window, one column for each head
     tables = [shape[f"{first.format(stage)}.attention.self.relative_position_bias_table"] for stage in range(stages)]
     return SwinConfig(
         embed_dim=patches[0],
         patch_size=patches[-1],
-        depths=[
-            count_parts(weights, rf"{encoder}\.encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)
-        ],
+        depths=[count_parts(weights, f"{encoder}.encoder.layers.{stage}.blocks") for stage in range(stages)],
         num_heads=[heads for _, heads in tables],
         window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
         mlp_ratio=shape[f"{first.format(0)}.intermediate.dense.weight"][0] / patches[0],

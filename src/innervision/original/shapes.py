@@ -1,16 +1,15 @@
 """What the names of weights tell of a model's size."""
 
-import re
 from collections.abc import Iterable
 
 
-def count_parts(names: Iterable[str], pattern: str) -> int:
-    """Count the numbered parts of a model whose names match, the number being the pattern's group.
+def count_parts(names: Iterable[str], part: str) -> int:
+    """Count a model's parts `PART.0`, `PART.1`, … by the names of its weights.
 
     Raises:
         KeyError: there is none.
     """
-    numbers = {int(found[1]) for name in names if (found := re.match(pattern, name))}
+    numbers = {int(name.removeprefix(f"{part}.").split(".")[0]) for name in names if name.startswith(f"{part}.")}
     if not numbers:
-        raise KeyError(pattern)
+        raise KeyError(part)
     return max(numbers) + 1
