@@ -200,7 +200,3 @@ def test_a_difference_is_that_of_the_paired_values() -> None:
     expected = stats.ttest_rel(SYMMETRIC, other).confidence_interval(0.95)
     assert found[["low", "high"]].tolist() == pytest.approx([expected.low, expected.high])
     assert found["images"] == 10
-
-
-def test_only_the_images_asked_for_count() -> None:
-    assert score(next(jackknife(rows([1.0, 0.0, 0.5]), {"a", "c"}))) == 0.75

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from innervision.errors import InnerVisionError
 from innervision.metrics.registry import Metric
 from innervision.report.files import read_scores
 from innervision.report.tables import format_table, summarize, tabulate
@@ -250,8 +249,3 @@ def test_images_that_differ_between_lines_are_counted_as_a_range():
 
 def test_an_unknown_metric_goes_by_its_key():
     assert ["sharpness"] in lines_of(rows([0.5, 0.5], metric="sharpness"))
-
-
-def test_an_unknown_target_names_those_there_are():
-    with pytest.raises(InnerVisionError, match="no scores of the target 'gen', only of: depth"):
-        format_table(summarize(SCORES), ["gen"])

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from innervision.errors import InnerVisionError
 from innervision.metrics.registry import Metric, find_metric
 from innervision.report.files import Facts, evaluations_of, read_facts, read_scores
-from innervision.report.jackknife import SERIES, Series, difference, jackknife
+from innervision.report.jackknife import SERIES, difference, jackknife
 from innervision.report.tables import in_order
 
 MAY_DIFFER = {"probes", "files", "num_images", "batch_size", "save_images"}
@@ -76,20 +76,12 @@ def _made_otherwise(first: Facts, second: Facts) -> str:
 
 def _differences_of_setup(first: Facts, second: Facts) -> Iterator[str]:
     """Say what differs in the machines and programs that two runs were scored with."""
-    one, other = _flatten(first.setup), _flatten(second.setup)
+    # nested names become one: {"dtype": {"mllm": …}} is "dtype of mllm"
+    one, other = (pd.json_normalize(dict(facts.setup), sep=" of ").to_dict("records")[0] for facts in (first, second))
     for key in [*one, *(key for key in other if key not in one)]:
         values = [str(side.get(key, "not recorded")) for side in (one, other)]
         if one and other and values[0] != values[1]:
             yield f"{key}: {values[0]} and {values[1]}"
-
-
-def _flatten(setup: Mapping[str, Any], under: str = "") -> dict[str, Any]:
-    """Give nested names as one: {"dtype": {"mllm": …}} as {"dtype of mllm": …}."""
-    flat: dict[str, Any] = {}
-    for name, value in setup.items():
-        label = f"{under} of {name}" if under else name
-        flat |= _flatten(value, label) if isinstance(value, Mapping) else {label: value}
-    return flat
 
 
 class _Pairs(NamedTuple):
@@ -130,7 +122,7 @@ def _compare(
     if not pairs.images:
         return [], []
     parts, left_out = [], []
-    one, other = (_of_probes(table, pairs.images) for table in tables)
+    one, other = (table[(table["source"] == "probe") & table["image"].isin(pairs.images)] for table in tables)
     shared = set(one["metric"].unique()) & set(other["metric"].unique())
     if sets := {key for key in shared if find_metric(key, metrics).of_set and not pairs.complete}:
         shared -= sets
@@ -141,19 +133,11 @@ def _compare(
         layers = [set(side["layer"].dropna()) for side in sides]
         if max(layers[0], default=0) == max(layers[1], default=0):
             sides = [side[side["layer"].isin(layers[0] & layers[1])] for side in sides]
-        series = [{_key(series): series for series in jackknife(side)} for side in sides]
+        series = [{tuple(each.rows[SERIES].iloc[0]): each for each in jackknife(side)} for side in sides]
         for key in [key for key in series[0] if key in series[1]]:
-            pair = series[0][key], series[1][key]
+            pair, metric = (series[0][key], series[1][key]), find_metric(key[SERIES.index("metric")], metrics)
             if pair[0].images != pair[1].images:
-                left_out.append(f"{find_metric(key[2], metrics).name} of {target}, which lacks images of one run")
+                left_out.append(f"{metric.name} of {target}, which lacks images of one run")
                 continue
-            parts.append(difference(*pair, share=find_metric(key[2], metrics).share))
+            parts.append(difference(*pair, share=metric.share))
     return [part for part in parts if len(part)], left_out
-
-
-def _of_probes(scores: pd.DataFrame, images: set[str]) -> pd.DataFrame:
-    return scores[(scores["source"] == "probe") & scores["image"].isin(images)]
-
-
-def _key(series: Series) -> tuple[str, ...]:
-    return tuple(series.rows[SERIES].iloc[0])

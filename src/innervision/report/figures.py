@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,8 +269,9 @@ def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: Metric, k
         if "shuffled" in metric.floors:
             _draw_line(panel, curve, target, key, "shuffled", depth)
         _draw_line(panel, curve, target, key, "probe", depth)
-    for source in _levels(metric.floors):
-        linestyle, _ = LEVELS[source]
+    for source, (linestyle, _) in LEVELS.items():
+        if source in ("mean", "zero") and source not in metric.floors:
+            continue
         levels = [(curve, value) for curve in curves for value in curve.rows(target, key, source)["mean"]]
         same = bool(levels) and np.ptp([value for _, value in levels]) < 0.002  # less than a line's width
         for curve, value in levels:
@@ -285,11 +286,6 @@ def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: Metric, k
     for tick in panel.get_xticklabels()[: sum(layer < 1 for layer in names)]:
         tick.set_rotation(90 if depth > 6 else 0)
     panel.locator_params(axis="y", nbins=5)
-
-
-def _levels(floors: Iterable[str]) -> list[str]:
-    """Name the sources that are drawn as one level: the floors that say something, and the ceilings."""
-    return [source for source in LEVELS if source in ("expert", "plain") or source in floors]
 
 
 def _draw_line(panel: Axes, curve: Curve, target: str, metric: str, source: str, depth: int) -> None:

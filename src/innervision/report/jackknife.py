@@ -1,6 +1,6 @@
 """Scores of many images from scores of each, and how much every score changes when an image is left out."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ class Series:
         return _interval(self.rows, self.score, self.changes, share=share)
 
 
-def jackknife(scores: pd.DataFrame, images: Collection[str] | None = None) -> Iterator[Series]:
+def jackknife(scores: pd.DataFrame) -> Iterator[Series]:
     """Score every layer of a table, and the average of the decoder layers (1 and up) as rows without a layer.
 
     A score is the mean of its images' values, weighted where the table has weights. Groups (classes, types of scene)
@@ -68,13 +68,10 @@ def jackknife(scores: pd.DataFrame, images: Collection[str] | None = None) -> It
 
     Args:
         scores: with the columns of `SERIES`, image, layer and value, and in some tables weight and group.
-        images: look at these only.
 
     Raises:
         InnerVisionError: the same score stands in the table more than once.
     """
-    if images is not None:
-        scores = scores[scores["image"].isin(images)]
     for key, rows in scores.groupby(SERIES, observed=True):
         yield _series(dict(zip(SERIES, map(str, key), strict=True)), rows)
 

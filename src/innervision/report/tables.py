@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.metrics.interval import FEWEST
 from innervision.metrics.registry import METRICS, Metric, find_metric
@@ -85,10 +84,8 @@ def summarize(scores: pd.DataFrame, metrics: Metrics | None = None) -> pd.DataFr
         low, high = series.interval(share=find_metric(series.rows["metric"].iloc[0], metrics).share)
         parts.append(series.rows.assign(mean=series.score, low=low, high=high))
     summary = pd.concat(parts, ignore_index=True)
-    # a first sort by group, then one that keeps this order
-    summary = summary.sort_values("group", key=lambda group: group.fillna(""), kind="stable")
-    columns = [*KEYS, "group", "mean", "low", "high", "images", "groups", "rare_groups"]
-    return summary.sort_values(KEYS, kind="stable", ignore_index=True)[columns]
+    summary = summary.sort_values("group", na_position="first").sort_values(KEYS, kind="stable", ignore_index=True)
+    return summary[[*KEYS, "group", "mean", "low", "high", "images", "groups", "rare_groups"]]
 
 
 def write_summary(summary: pd.DataFrame, path: str | Path) -> None:
@@ -119,23 +116,16 @@ def format_table(
         targets: to show, in this order.
         metrics: those that a task brought.
         protocol: of the run, by which its predictions were made; None = not known.
-
-    Raises:
-        InnerVisionError: the summary does not hold one of the targets.
     """
-    chosen = _choose(summary, targets)
+    chosen = [summary[summary["target"] == target] for target in targets]
     made = f"run of the {protocol} protocol, " if protocol else ""
     tables = _format_tables(chosen, "probe", metrics or {}, made)
     return "\n\n".join([tables, _explain(pd.concat(chosen), metrics or {})])
 
 
 def format_differences(differences: pd.DataFrame, targets: Iterable[str], metrics: Metrics | None = None) -> str:
-    """Write rows of `compare` as plain text, as `format_table` does.
-
-    Raises:
-        InnerVisionError: there is none of one of the targets.
-    """
-    chosen = _choose(differences, targets)
+    """Write rows of `compare` as plain text, as `format_table` does."""
+    chosen = [differences[differences["target"] == target] for target in targets]
     notes = {
         "difference": "the score of the first run less that of the second; above 0 the first has the larger score",
         "[low, high]": "95% interval of the paired difference over the images: without 0, the runs differ; "
@@ -144,13 +134,6 @@ def format_differences(differences: pd.DataFrame, targets: Iterable[str], metric
         "where their models are not equally deep",
     }
     return "\n\n".join([_format_tables(chosen, "difference", metrics or {}), _write_notes(notes)])
-
-
-def _choose(summary: pd.DataFrame, targets: Iterable[str]) -> list[pd.DataFrame]:
-    known = list(summary["target"].unique())
-    if unknown := [target for target in targets if target not in known]:
-        raise InnerVisionError(f"there are no scores of the target {unknown[0]!r}, only of: {', '.join(known)}")
-    return [summary[summary["target"] == target] for target in targets]
 
 
 def _format_tables(chosen: Sequence[pd.DataFrame], cell: str, metrics: Metrics, made: str = "") -> str:
@@ -205,9 +188,7 @@ def _format_groups(rows: pd.DataFrame, lines: list[Line], metrics: Metrics) -> I
         for name, scores in groups:
             cells = _cells(scores)
             numbers = (_number(cells.get((source, layer)), metric) for _, source, layer in lines)
-            block = [str(name), _count(scores["images"]), *numbers]
-            width = max(map(len, block))
-            blocks.append([line.rjust(width) for line in block])
+            blocks.append(_align([str(name), _count(scores["images"]), *numbers]))
         yield f"\n{metric.name} by group\n"
         yield _side_by_side(["layer", "images", *(label for label, _, _ in lines)], blocks)
 
@@ -247,16 +228,19 @@ def _layers(rows: pd.DataFrame) -> list[int]:
 def _metric_block(metric: Metric, rows: pd.DataFrame, lines: list[Line], name: str) -> list[str]:
     """Give two header lines and the cells of `lines`, right-aligned to one width."""
     cells = _cells(rows)
-    shuffled = "shuffled" in set(rows["source"])
-    block = [metric.name, f"{name} [low, high]" + shuffled * " shuffled"]
-    beside = [
-        _number(cells.get(("shuffled", layer)), metric) if source == "probe" else "" for _, source, layer in lines
-    ]
-    for (_, source, layer), other in zip(lines, beside, strict=True):
-        cell = _with_interval(cells.get((source, layer)), metric)
-        block.append(f"{cell} {other:>{max(map(len, beside))}}" if shuffled else cell)
-    width = max(map(len, block))
-    return [line.rjust(width) for line in block]
+    scores = [_with_interval(cells.get((source, layer)), metric) for _, source, layer in lines]
+    if "shuffled" not in set(rows["source"]):
+        return _align([metric.name, f"{name} [low, high]", *scores])
+    beside = [cells.get(("shuffled", layer)) if source == "probe" else None for _, source, layer in lines]
+    numbers = _align([_number(row, metric) for row in beside])
+    both = (f"{score} {number}" for score, number in zip(scores, numbers, strict=True))
+    return _align([metric.name, f"{name} [low, high] shuffled", *both])
+
+
+def _align(lines: list[str]) -> list[str]:
+    """Align lines to their right."""
+    width = max(map(len, lines))
+    return [line.rjust(width) for line in lines]
 
 
 def _cells(rows: pd.DataFrame) -> dict[tuple[str, int | None], Any]:
@@ -278,13 +262,11 @@ def _with_interval(row: Any, metric: Metric) -> str:
 
 def _side_by_side(labels: list[str], blocks: list[list[str]]) -> str:
     """Set blocks of lines beside each other, after the labels; those that would pass `WIDTH` go below."""
-    start = max(map(len, labels))
-    tables, width = [[[label.rjust(start) for label in labels]]], start
+    labels = _align(labels)
+    tables = [[labels]]
     for block in blocks:
-        width += 2 + len(block[0])
-        if width > WIDTH and len(tables[-1]) > 1:
-            tables.append(tables[0][:1])
-            width = start + 2 + len(block[0])
+        if len(tables[-1]) > 1 and sum(2 + len(each[0]) for each in [*tables[-1], block]) - 2 > WIDTH:
+            tables.append([labels])
         tables[-1].append(block)
     return "\n\n".join("\n".join("  ".join(line).rstrip() for line in zip(*table, strict=True)) for table in tables)
 
