@@ -22,14 +22,10 @@ COCO_URL = "http://images.cocodataset.org"
 
 COCO_IMAGES = {
     "train2017": Remote(
-        "zips/train2017.zip",
-        19336861798,
-        "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+        "zips/train2017.zip", 19336861798, "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"
     ),
     "val2017": Remote(
-        "zips/val2017.zip",
-        815585330,
-        "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+        "zips/val2017.zip", 815585330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"
     ),
 }
 _OBJECTS = Remote(

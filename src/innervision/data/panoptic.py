@@ -83,33 +83,28 @@ def read_panoptic(source: str | Path, split: str | None = None) -> Panoptic:
     Raises:
         InnerVisionError: the annotations cannot be had or are not in this format; none of the images is there.
     """
-    source = _find_annotations(source, split)
+    source = _find_annotations(Path(source).expanduser(), split)
     content = read_json(source)
     found, categories = read_maps(source, content)
     images = find_images(source)
     identities = {check_inside(source, image["file_name"]): image.get("id") for image in content["images"]}
+    folder = source.with_suffix("")
     maps = {name: found[identities[name]] for name in images.names if identities[name] in found}
     if not maps:
-        raise InnerVisionError(f"none of the {len(images)} images of {source} has a map in {source.with_suffix('')}")
-    present = [index for index, name in enumerate(images.names) if name in maps]
-    missing = [(name, f"no panoptic map in {source.with_suffix('')}") for name in images.names if name not in maps]
-    images = ImageSet([images.paths[i] for i in present], [*maps], images.missing + missing)
-    return Panoptic(images, maps, categories)
+        raise InnerVisionError(f"none of the {len(images)} images of {source} has a map in {folder}")
+    paths = [path for path, name in zip(images.paths, images.names, strict=True) if name in maps]
+    missing = [(name, f"no panoptic map in {folder}") for name in images.names if name not in maps]
+    return Panoptic(ImageSet(paths, [*maps], images.missing + missing), maps, categories)
 
 
-def _find_annotations(source: str | Path, split: str | None = None) -> Path:
-    """Find the panoptic annotation file of a COCO folder; a file is given back as it is.
-
-    Raises:
-        InnerVisionError: there is none, or there are several and `split` does not say which.
-    """
-    source = Path(source).expanduser()
+def _find_annotations(source: Path, split: str | None) -> Path:
+    """Find the panoptic annotation file of a COCO folder; a file is given back as it is."""
     if not source.is_dir():
         if split is not None:
             raise InnerVisionError(f"{source} is no folder: only a COCO folder has splits such as {split!r}")
         return source
     folder = source / "annotations"
-    found = sorted(folder.glob("panoptic_*.json" if split is None else f"panoptic_{split}.json"))
+    found = sorted(folder.glob(f"panoptic_{split or '*'}.json"))
     if len(found) == 1:
         return found[0]
     if found:

@@ -2,8 +2,10 @@
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +176,7 @@ def _read_run(path: str | Path) -> _Run:
         protocols.append(run_protocol(path, facts))
         summary = summarize(scores, facts.metrics)
         summary = summary[summary["group"].isna()].assign(evaluation=evaluation)
-        places = {target: place for place, target in enumerate(scores["target"].unique())}
-        parts.append(summary.sort_values("target", key=lambda column: column.map(places), kind="stable"))
+        parts += [summary[summary["target"] == target] for target in scores["target"].unique()]
     return _Run(Path(path), protocols[0], pd.concat(parts, ignore_index=True), metrics)
 
 
@@ -188,10 +189,9 @@ def _make_curves(runs: Sequence[_Run], labels: Sequence[str]) -> list[Curve]:
     curves = []
     for run, label, color in zip(runs, labels, COLORS, strict=False):
         name = label if run.protocol == "standard" else f"{label}, {run.protocol} protocol"
-        other = run.summary["protocol"] != rule
-        has = run.summary[~other].groupby(["target", "metric"]).size()
-        keys = pd.MultiIndex.from_frame(run.summary[["target", "metric"]])
-        curves.append(Curve(name, color, run.summary[~other | ~keys.isin(has.index)]))
+        by_rule = run.summary["protocol"] == rule
+        has = by_rule.groupby([run.summary["target"], run.summary["metric"]]).transform("any")
+        curves.append(Curve(name, color, run.summary[by_rule | ~has]))
     return curves
 
 
@@ -242,15 +242,9 @@ def _labels(runs: Sequence[_Run], labels: Sequence[str] | None) -> Sequence[str]
         if len(labels) != len(runs):
             raise InnerVisionError(f"{len(labels)} labels for {len(runs)} runs. Give one label per run, or none.")
         return labels
-    mllms = [_mllm(run.path) for run in runs]
-    names = [
-        mllm if mllms.count(mllm) == 1 else f"{mllm} ({run.path.resolve().name})"
-        for mllm, run in zip(mllms, runs, strict=True)
-    ]
-    return [
-        name if names.count(name) == 1 else f"{mllm} ({run.path})"
-        for name, mllm, run in zip(names, mllms, runs, strict=True)
-    ]
+    names = [[name := _mllm(run.path), f"{name} ({run.path.resolve().name})", f"{name} ({run.path})"] for run in runs]
+    count = Counter(chain.from_iterable(names))
+    return [next((name for name in own if count[name] == 1), own[-1]) for own in names]
 
 
 def _mllm(run: Path) -> str:
