@@ -34,7 +34,8 @@ def unpack(archive: Path | IO[bytes], member: str, out: Path) -> None:
     try:
         with ZipFile(archive) as opened:
             targets = _targets(opened, member, unfinished, str(name))
-            _delete(unfinished)
+            if unfinished.is_dir():  # of a call that was stopped
+                shutil.rmtree(unfinished)
             check_space(out.parent, sum(info.file_size for info in targets))
             for info, path in tqdm(targets.items(), desc=out.name, unit="file", disable=None):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,11 +76,3 @@ def _targets(archive: ZipFile, member: str, out: Path, name: str) -> dict[ZipInf
     if not targets:
         raise InnerVisionError(f"{name} holds no {member or 'file'}")
     return targets
-
-
-def _delete(path: Path) -> None:
-    """Delete what a call that was stopped left behind."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

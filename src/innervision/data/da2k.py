@@ -4,6 +4,7 @@ FOLDER/annotations.json            {"images/indoor/a.jpg": [{"point1": [row, col
 FOLDER/images/indoor/a.jpg                                   "closer_point": "point1"}, …], …}
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,9 @@ def _pairs(source: Path, name: str, entries: Any) -> PointPairs:
                 f"{source} has a pair for {name} that lacks point1 or point2 ([row, column], whole numbers from 0) or "
                 f"closer_point (point1 or point2): {entry!r:.120}"
             )
-    folders = name.split("/")[:-1]
+    scene = re.search(r"(?:^|/)images/([^/]+)/", name)
     return PointPairs(
-        scene_type="".join(folders[folders.index("images") + 1 :][:1]) if "images" in folders else "",
+        scene_type=scene[1] if scene else "",
         points=np.array([[entry["point1"], entry["point2"]] for entry in entries]),
         closer=np.array([int(entry["closer_point"][-1]) for entry in entries]),
     )

@@ -213,11 +213,16 @@ def _coco_file_names(source: Path) -> list[str]:
 
 def _parse(source: Path, decode: Callable[[str], Any]) -> Any:
     try:
-        return decode(source.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InnerVisionError(f"cannot read {source}: {error.strerror or error}") from error
+        return decode(_read_text(source))
     except (ValueError, RecursionError) as error:
         raise InnerVisionError(f"{source} is not valid JSON ({error}): is the file complete?") from error
+
+
+def _read_text(source: Path) -> str:
+    try:
+        return source.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InnerVisionError(f"cannot read {source}: {error.strerror or error}") from error
 
 
 def _images_member(text: str) -> Any:
@@ -248,9 +253,7 @@ def _folders_beside(source: Path) -> list[Path]:
 
 def _from_list(source: Path) -> ImageSet:
     try:
-        lines = source.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InnerVisionError(f"cannot read {source}: {error.strerror or error}") from error
+        lines = _read_text(source).split("\n")
     except UnicodeDecodeError as error:
         raise InnerVisionError(f"{source} is not a list of paths: it is not UTF-8 text") from error
     root = Path(os.path.abspath(source.parent))
