@@ -38,10 +38,7 @@ class Checkpoint:
 
     def load_config(self, *, subfolder: str = "", model_type: str | None = None) -> PreTrainedConfig:
         """Read the model's configuration; it must be of `model_type`, where that is given."""
-        with self._loading():
-            config = AutoConfig.from_pretrained(
-                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False
-            )
+        config: PreTrainedConfig = self._load(AutoConfig, subfolder)
         if model_type is not None and config.model_type != model_type:
             raise InnerVisionError(
                 f"{self.expert} is a {config.model_type!r} model, but a {model_type!r} model is needed here"
@@ -59,17 +56,8 @@ class Checkpoint:
             The model, and those of its parameters and buffers that the checkpoint does not hold (or holds in
             another shape) by name: their values are random, see `Target.check_weights`.
         """
-        with self._loading():
-            model, report = model_class.from_pretrained(
-                self.source,
-                config=config,
-                revision=self.revision,
-                subfolder=subfolder,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
+        settings = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, report = self._load(model_class, subfolder, config=config, **settings)
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         random = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
         return model, {name: tensors[name] for name in sorted(random) if name in tensors}
@@ -78,17 +66,11 @@ class Checkpoint:
         self, processor_class: Any = AutoImageProcessor, *, subfolder: str = "", **settings: Any
     ) -> BaseImageProcessor:
         """Load the image processor; `settings` replace what its file says."""
-        with self._loading():
-            return processor_class.from_pretrained(
-                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False, **settings
-            )
+        return self._load(processor_class, subfolder, **settings)
 
     def load_tokenizer(self, *, subfolder: str = "") -> Any:
         """Load the tokenizer."""
-        with self._loading():
-            return AutoTokenizer.from_pretrained(
-                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False
-            )
+        return self._load(AutoTokenizer, subfolder)
 
     def load_class_file(self) -> dict[str, Any]:
         """Read what OneFormer's image processor knows of the classes, by index: their `name` and `isthing`.
@@ -121,6 +103,12 @@ class Checkpoint:
             raise InnerVisionError(
                 f"{self.expert} does not hold {len(missing)} weights of its {part} "
                 f"(one is {missing[0]}); name an expert whose weights are complete"
+            )
+
+    def _load(self, part_class: Any, subfolder: str, **settings: Any) -> Any:
+        with self._loading():
+            return part_class.from_pretrained(
+                self.source, revision=self.revision, subfolder=subfolder, trust_remote_code=False, **settings
             )
 
     @contextmanager
