@@ -21,7 +21,7 @@ import torch
 from tools.world.training import load_scenes
 
 from innervision.errors import InnerVisionError
-from innervision.files import atomic_write
+from innervision.files import atomic_write, locked
 
 
 class Part(NamedTuple):
@@ -74,21 +74,22 @@ def build(
     names = list(PARTS) if only is None else list(only)
     if unknown := [name for name in names if name not in PARTS]:
         raise InnerVisionError(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
-    for name in [name for name in PARTS if name in names]:
-        part = PARTS[name]
-        if all((out / model).is_dir() for model in part.models):
-            continue
-        scenes = load_scenes(out / ".scenes", "train", max(64, round(SCENES * min(1, effort))), progress=progress)
-        unfinished = out / f".{name}"
-        unfinished.mkdir(exist_ok=True)
-        with torch.random.fork_rng(), _clock(unfinished / "cpu_seconds") as seconds:
-            torch.manual_seed(seed)
-            part.load().train(unfinished, scenes, seed, effort=effort, progress=progress)
-        _record(out, part, {"seed": seed, "effort": effort, "cpu_seconds": round(seconds())})
-        for model in part.models:
-            shutil.rmtree(out / model, ignore_errors=True)
-            (unfinished / model).rename(out / model)
-        shutil.rmtree(unfinished)
+    with locked(out / ".lock"):
+        for name in [name for name in PARTS if name in names]:
+            part = PARTS[name]
+            if all((out / model).is_dir() for model in part.models):
+                continue
+            scenes = load_scenes(out / ".scenes", "train", max(64, round(SCENES * min(1, effort))), progress=progress)
+            unfinished = out / f".{name}"
+            unfinished.mkdir(exist_ok=True)
+            with torch.random.fork_rng(), _clock(unfinished / "cpu_seconds") as seconds:
+                torch.manual_seed(seed)
+                part.load().train(unfinished, scenes, seed, effort=effort, progress=progress)
+            _record(out, part, {"seed": seed, "effort": effort, "cpu_seconds": round(seconds())})
+            for model in part.models:
+                shutil.rmtree(out / model, ignore_errors=True)
+                (unfinished / model).rename(out / model)
+            shutil.rmtree(unfinished)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ innervision data da2k OUT
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -16,6 +16,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from innervision.data.archive import check_space, unpack
 from innervision.data.download import Remote, download, partial
 from innervision.errors import InnerVisionError, first_line, require
+from innervision.files import locked
 
 COCO_URL = "http://images.cocodataset.org"
 """Plain HTTP: the certificate of this host is for another name. The checksums stand in for it."""
@@ -122,12 +123,13 @@ def download_da2k(out: str | Path, mirror: str | None = None) -> Path:
 def _fetched(remote: Remote, downloads: Path) -> Iterator[Path]:
     """Fetch an archive to the folder `downloads`, and delete it when the block that unpacks it ends well."""
     archive = downloads / remote.url.rpartition("/")[2]
-    here = sum(path.stat().st_size for path in (archive, partial(archive)) if path.exists())
-    check_space(downloads, 2 * remote.size - here)  # images, and label maps, are unpacked to about their size
-    download(remote, archive)
-    yield archive
-    archive.unlink()
-    if not any(downloads.iterdir()):
+    with locked(downloads / ".lock"):
+        here = sum(path.stat().st_size for path in (archive, partial(archive)) if path.exists())
+        check_space(downloads, 2 * remote.size - here)  # images, and label maps, are unpacked to about their size
+        download(remote, archive)
+        yield archive
+        archive.unlink()
+    with suppress(OSError):  # it holds what another call has begun, or is gone already
         downloads.rmdir()
 
 

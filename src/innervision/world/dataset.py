@@ -27,7 +27,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from innervision.errors import InnerVisionError
-from innervision.files import atomic_write
+from innervision.files import atomic_write, locked
 from innervision.world.scenes import CATEGORIES, VERSION, Dice, Scene, depth_map, render
 
 FIRST_INDEX = {"train": 1, "val": 500_000_001}
@@ -55,21 +55,22 @@ def write_scenes(
         raise InnerVisionError(
             "scenes need at least one image, a side of 48 pixels or more, a seed of 0 or more and one worker"
         )
-    _claim(out, {"version": VERSION, "seed": seed, "size": size, **counts})
-    finished = out / ("da2k/annotations.json" if val else "annotations/panoptic_train2017.json")
-    if not finished.exists():
-        tasks = [
-            (out, split, index, min(_CHUNK, first + counts[split] - index), seed, size)
-            for split, first in FIRST_INDEX.items()
-            for index in range(first, first + counts[split], _CHUNK)
-        ]
-        with tqdm(total=train + val, unit="scene", disable=not progress) as bar:
-            for written in _write_chunks(tasks, workers):
-                bar.update(written)
-        for left_behind in out.rglob(".[0-9]*-*"):  # temporary files of a call that was killed
-            left_behind.unlink()
-        _write_annotations(out, counts)
-    shutil.rmtree(out / ".parts", ignore_errors=True)
+    with locked(out / ".lock"):
+        _claim(out, {"version": VERSION, "seed": seed, "size": size, **counts})
+        finished = out / ("da2k/annotations.json" if val else "annotations/panoptic_train2017.json")
+        if not finished.exists():
+            tasks = [
+                (out, split, index, min(_CHUNK, first + counts[split] - index), seed, size)
+                for split, first in FIRST_INDEX.items()
+                for index in range(first, first + counts[split], _CHUNK)
+            ]
+            with tqdm(total=train + val, unit="scene", disable=not progress) as bar:
+                for written in _write_chunks(tasks, workers):
+                    bar.update(written)
+            for left_behind in out.rglob(".[0-9]*-*"):  # temporary files of a call that was killed
+                left_behind.unlink()
+            _write_annotations(out, counts)
+        shutil.rmtree(out / ".parts", ignore_errors=True)
 
 
 @cache
@@ -166,7 +167,7 @@ def _claim(out: Path, settings: dict[str, int]) -> None:
                 f"{out} holds scenes with other settings ({found}, not {settings}): "
                 "choose another folder or delete this one"
             )
-    elif out.exists() and not (out.is_dir() and all(p.name.startswith(".scenes-") for p in out.iterdir())):
+    elif out.exists() and not (out.is_dir() and all(p.name.startswith((".scenes-", ".lock")) for p in out.iterdir())):
         raise InnerVisionError(f"{out} holds something other than scenes: choose an empty folder")
     else:
         with atomic_write(marker) as path:
