@@ -1,6 +1,7 @@
 """One forward pass of a model, in which each layer's states are shown as soon as they are there."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,41 +21,28 @@ class _LastLayerSeen(Exception):
     """Ends the forward pass: nobody asked for what comes after."""
 
 
+@dataclass
 class Walk:
     """One forward pass: notices the states as the modules produce them."""
 
-    def __init__(
-        self,
-        name: str,
-        decoder: Decoder,
-        stage: VisionStage | None,
-        inputs: Inputs,
-        mask: Tensor,
-        wanted: set[int],
-        visitor: Visitor,
-    ) -> None:
-        """Prepare to visit layers.
-
-        Args:
-            name: of the model, for errors.
-            decoder: its layers.
-            stage: its vision stage, where layer -1 is wanted.
-            inputs: of the batch.
-            mask: (B, T) bool, what the visitor is told of the layers 0…L.
-            wanted: the layers.
-            visitor: is called with each of them.
-        """
-        self.name = name
-        self.decoder = decoder
-        self.stage = stage
-        self.inputs = inputs
-        self.mask = mask
-        self.wanted = wanted
-        self.visitor = visitor
-        self.seen: set[int] = set()
-        self.layers_entered = 0
-        self.layers_left = 0
-        self.tower_output: Any = None
+    name: str
+    """Of the model, for errors."""
+    decoder: Decoder
+    """Its layers."""
+    stage: VisionStage | None
+    """Its vision stage, where layer -1 is wanted."""
+    inputs: Inputs
+    """Of the batch."""
+    mask: Tensor
+    """(B, T) bool, what the visitor is told of the layers 0…L."""
+    wanted: set[int]
+    """The layers to visit."""
+    visitor: Visitor
+    """Is called with each of them."""
+    seen: set[int] = field(default_factory=set)
+    layers_entered: int = 0
+    layers_left: int = 0
+    tower_output: Any = None
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Run the model; the pass ends with the last wanted layer.

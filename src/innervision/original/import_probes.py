@@ -162,7 +162,7 @@ def mean_feature(target: Target, images: str, progress: bool) -> Tensor:
         InnerVisionError: none of the images can be read.
     """
     found = find_images(images)
-    order = [list(range(start, min(start + BATCH, len(found)))) for start in range(0, len(found), BATCH)]
+    order = [part.tolist() for part in torch.arange(len(found)).split(BATCH)]
     total = torch.zeros(target.num_tokens, target.width, dtype=torch.float64)
     count = 0
     batches = Batches(found, order, len, {target.name: target.preparer})
