@@ -271,7 +271,9 @@ def test_killed_at_random_points_it_ends_with_the_same_table(
 
     def check() -> None:
         pd.testing.assert_frame_equal(pd.read_parquet(run / "scores/depth.parquet"), whole)
-        assert sorted(path.name for path in (run / "scores").iterdir()) == ["depth.json", "depth.parquet"]
+        # a lock that a process killed at the very end has left is nobody's
+        left = {path.name for path in (run / "scores").iterdir()} - {".depth.lock"}
+        assert left == {"depth.json", "depth.parquet"}
         shutil.rmtree(run / "scores")
 
     began: list[float] = []
