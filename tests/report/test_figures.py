@@ -441,7 +441,7 @@ def test_more_runs_than_colors_are_refused(tmp_path):
 
 def test_a_run_that_does_not_name_its_mllm_needs_a_label(tmp_path):
     run = make_run(tmp_path / "run")
-    (run / "run.yaml").write_text("format: 2\nsettings: {protocol: standard}\n")
+    (run / "run.yaml").write_text("format: 2\nsettings: {protocol: standard}\nrecord: {}\n")
     with pytest.raises(InnerVisionError, match=r"run\.yaml does not name its mllm\. Give labels"):
         curves_figure([run])
     assert legend(curves_figure([run], labels=["mine"]))[0] == "probe of mine"
@@ -450,5 +450,5 @@ def test_a_run_that_does_not_name_its_mllm_needs_a_label(tmp_path):
 def test_a_run_of_an_older_form_is_named(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "run.yaml").write_text("mllm: world/tuned\n")
-    with pytest.raises(InnerVisionError, match=r"run\.yaml has no format number"):
+    with pytest.raises(InnerVisionError, match=r"run\.yaml has format 1"):
         curves_figure([run])

@@ -136,11 +136,11 @@ def test_the_protocol_is_that_of_the_scores_plan_else_that_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("mllm: world/tuned", "has no format number"),
-        ("format: 3\nsettings: {}", "has the format 3; this version reads format 2"),
-        ("format: 2\nmllm: x", "holds no settings"),
+        ("mllm: world/tuned", "has format 1, and this version of InnerVision reads format 2"),
+        ("format: 3\nsettings: {}", "has format 3, and this version of InnerVision reads format 2"),
+        ("format: 2\nmllm: x", "lacks the settings or the record"),
         ("mllm: [", "cannot be read"),
-        ("", "has no format number"),
+        ("", "does not hold the settings of a run"),
     ],
 )
 def test_a_run_of_another_form_is_refused_by_name(tmp_path, content, said):

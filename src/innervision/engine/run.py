@@ -103,7 +103,7 @@ class RunFolder:
         Raises:
             InnerVisionError: there is no run here, its run.yaml is broken or of another format.
         """
-        content = self._read()["settings"]
+        content = self.read()["settings"]
         try:
             return TrainSettings(**{**content, "probe": ProbeSettings(**content["probe"])})
         except (TypeError, KeyError) as error:
@@ -111,14 +111,19 @@ class RunFolder:
 
     def record(self) -> dict[str, Any]:
         """Read what the settings were resolved to: mllm, experts, layers, images, parameters and setup."""
-        return self._read()["record"]
+        return self.read()["record"]
 
     def write_bad_images(self, reasons: Mapping[str, str]) -> None:
         """Write the names of images that were left out, with the reasons."""
         with atomic_write(self.bad_images) as temporary:
             temporary.write_text(json.dumps(reasons, indent=1, ensure_ascii=False))
 
-    def _read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
+        """Read run.yaml as it is: format, settings and record.
+
+        Raises:
+            InnerVisionError: there is no run here, its run.yaml is broken or of another format.
+        """
         try:
             content = read_yaml(self.yaml)
         except FileNotFoundError:

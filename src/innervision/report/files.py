@@ -8,15 +8,12 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-import yaml
 
+from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
 from innervision.metrics.registry import Metric
 
 COLUMNS = ["image", "target", "layer", "source", "metric", "protocol", "value"]
-
-FORMAT = 2
-"""Of run.yaml."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +107,7 @@ def read_settings(run: str | Path) -> Mapping[str, Any]:
         InnerVisionError: there is no such run, or its run.yaml is of another version or cannot be read.
     """
     _require_run(Path(run))
-    path = Path(run) / "run.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InnerVisionError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    number = content.get("format") if isinstance(content, dict) else None
-    if number != FORMAT:
-        older = "has no format number, as runs of older versions" if number is None else f"has the format {number}"
-        raise InnerVisionError(f"{path} {older}; this version reads format {FORMAT}. Train the run again.")
-    if not isinstance(content.get("settings"), dict):
-        raise InnerVisionError(f"{path} holds no settings. Train the run again.")
-    return content["settings"]
+    return RunFolder(run).read()["settings"]
 
 
 def run_protocol(run: str | Path, facts: Facts) -> str:
