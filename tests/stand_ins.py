@@ -48,6 +48,7 @@ class KnownTarget:
 
     preparer = staticmethod(to_pixels)
     processor_name = "none"
+    dtype = torch.float32
 
     def encode(self, pixels: Tensor) -> Tensor:
         return features_of(pixels)

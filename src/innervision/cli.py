@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from innervision import __version__
 from innervision.commands import GROUPS, Command, commands
+from innervision.engine.run import FORMAT
 from innervision.errors import InnerVisionError, printable
 from innervision.original.presets import PRESETS
 from innervision.yaml_files import read_yaml
@@ -153,6 +154,9 @@ def _read_settings(path: Path, kind: type) -> dict[str, Any]:
     except InnerVisionError as error:
         raise WrongUsage(str(error)) from error
     unknown: list[Any] = []
+    of_run = isinstance(content, dict) and "record" in content and bool({"mllm", "settings"} & content.keys())
+    if of_run and content.get("format", 1) != FORMAT:
+        raise WrongUsage(f"{path} has format {content.get('format', 1)}; this version reads runs of format {FORMAT}")
     if is_run := isinstance(content, dict) and {"format", "settings"} <= content.keys():
         unknown = [name for name in content if name not in ("format", "settings", "record")]
         content = content["settings"]

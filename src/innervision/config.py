@@ -2,7 +2,8 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from innervision.errors import InnerVisionError, require
 
@@ -41,6 +42,7 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
+        require_types(self)
         for name in ("depth", "heads", "dim_head", "ff_mult"):
             require(getattr(self, name) > 0, f"probe.{name} must be above 0, not {getattr(self, name)}")
         require(
@@ -121,6 +123,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
+        require_types(self)
         for name in ("epochs", "batch_size", "micro_batch_size", "lr"):
             require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("workers", "weight_decay", "seed", "save_minutes"):
@@ -155,6 +158,7 @@ class ScoreSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
+        require_types(self)
         require(self.batch_size > 0, f"batch_size must be above 0, not {self.batch_size}")
         require(self.workers >= 0, f"workers must not be negative, as {self.workers} is")
         require(0 <= self.max_bad <= 1, f"max_bad is a share from 0 to 1, not {self.max_bad}")
@@ -180,6 +184,7 @@ class TaskSettings(ScoreSettings):
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
+        require_types(self)
         super().__post_init__()
         require(self.decode_batch_size > 0, f"decode_batch_size must be above 0, not {self.decode_batch_size}")
 
@@ -203,6 +208,7 @@ class DrawSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
+        require_types(self)
         require(self.steps > 0, f"steps must be above 0, not {self.steps}")
         for name in ("noise_level", "seed"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, as {getattr(self, name)} is")
@@ -223,6 +229,7 @@ class GenSettings(DrawSettings, TaskSettings):
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
+        require_types(self)
         TaskSettings.__post_init__(self)
         DrawSettings.__post_init__(self)
 
@@ -259,3 +266,28 @@ def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
         known = f"vision (-1) and 0…{num_layers}" if has_vision else f"0…{num_layers} and no vision stage (-1)"
         raise InnerVisionError(f"there is no layer {', '.join(map(str, wrong))}: the model has {known}")
     return layers
+
+
+def require_types(settings: object) -> None:
+    """See that every field of a dataclass has a value of its type: files may hold anything.
+
+    Raises:
+        InnerVisionError: naming the field.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if not _fits(value, kind):
+            allowed = [repr(each) for each in get_args(kind) if isinstance(each, str)]
+            raise InnerVisionError(
+                f"{name}={value!r:.40} is not {' or '.join(allowed) or getattr(kind, '__name__', kind)}"
+            )
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return not isinstance(kind, type) or isinstance(value, kind)

@@ -37,13 +37,15 @@ LARGE = 1_000_000
         (0, True),
         (SAMPLE - 1, True),
         (SAMPLE, False),
-        (LARGE // 2, True),
+        (WHOLE, True),
+        (3 * WHOLE + SAMPLE - 1, True),
+        (3 * WHOLE + SAMPLE, False),
         (LARGE - SAMPLE, True),
         (LARGE - SAMPLE - 1, False),
         (LARGE - 1, True),
     ],
 )
-def test_of_a_large_file_start_middle_and_end_count(tmp_path: Path, place: int, noticed: bool) -> None:
+def test_of_a_large_file_the_start_of_each_stretch_and_the_end_count(tmp_path: Path, place: int, noticed: bool) -> None:
     content = bytearray(LARGE)
     before = content_hash(write(tmp_path / "a", content))
     content[place] = 1

@@ -303,4 +303,4 @@ def test_killed_at_random_points_it_ends_with_the_same_table(
         points.add(len(list((run / "scores").glob(".depth/0*.parquet"))))
     assert live() == 0
     check()
-    assert len(points) > 1  # the kills fell at different points of the work
+    assert points & {1, 2, 3, 4}  # of five parts: a kill fell into the work

@@ -401,12 +401,27 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(
 
 
 def test_a_loss_that_is_not_finite_is_an_error(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
+    with pytest.raises(InnerVisionError, match=r"loss of \w+ at layer -?\d is (nan|inf) in step \d: try a smaller lr"):
+        fit(replace(settings, lr=1e30, epochs=9), mllm=mllm, targets=targets, progress=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_expert_whose_features_are_not_finite_is_named(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], value: float
+) -> None:
     class Broken(StopAt):
         def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-            return self.target.encode(pixels) * float("nan")
+            return self.target.encode(pixels) * value
 
-    with pytest.raises(InnerVisionError, match="loss of gen at layer -1 is nan"):
+    with pytest.raises(InnerVisionError, match="the expert of gen gives features that are not finite for one of 00"):
         fit(settings, mllm=mllm, targets=[targets[0], Broken(targets[1], 0, 0)], progress=False)
+
+
+def test_experts_of_another_precision_than_the_runs_are_refused(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target]
+) -> None:
+    with pytest.raises(InnerVisionError, match="the target depth does not work in bfloat16"):
+        fit(replace(settings, expert_dtype="bfloat16"), mllm=mllm, targets=targets, progress=False)
 
 
 def test_clipping_is_per_probe(settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path) -> None:

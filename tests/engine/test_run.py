@@ -45,6 +45,8 @@ def test_settings_and_record_come_back(run: RunFolder, settings: TrainSettings) 
         ("format: 3\nsettings: {}\nrecord: {}\n", "has format 3"),
         ("format: 2\nsettings: {}\n", "lacks the settings or the record"),
         ("format: 2\nsettings: {mllm: x, speed: 3, probe: {}}\nrecord: {}\n", "does not hold the settings of a run"),
+        ("format: 2\nsettings: {}\nrecord: {experts: {depth: {name: x}}}\n", "does not say what the experts"),
+        ("format: 2\nsettings: {}\nrecord: {experts: [depth]}\n", "does not say what the experts"),
         ("- a\n- b\n", "does not hold the settings of a run"),
         ("a: [unclosed", "cannot be read"),
         ("a: \x00", "cannot be read"),
@@ -84,3 +86,22 @@ def test_a_run_is_resumed_in_its_own_precision(run: RunFolder) -> None:
     setup = {"dtype": {**RECORD["setup"]["dtype"], "probes": "bfloat16"}}
     with pytest.raises(InnerVisionError, match="its dtype changed"):
         run.check_same({**RECORD, "setup": setup})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"targets": 5}, {"protocol": "foo"}, {"tokens": "some"}, {"dtype": "float61"}, {"epochs": True}, {"lr": "fast"}],
+)
+def test_settings_of_another_type_are_refused_by_name(run: RunFolder, change: dict[str, object]) -> None:
+    content = yaml.safe_load(run.yaml.read_text())
+    content["settings"] |= change
+    run.yaml.write_text(yaml.safe_dump(content))
+    with pytest.raises(InnerVisionError, match=f"{next(iter(change))}="):
+        run.settings()
+
+
+@pytest.mark.parametrize("setup", [None, [], {"dtype": None}, {"dtype": {"mllm": "bfloat16"}}])
+def test_the_precision_of_the_mllm_is_that_of_training_where_it_is_known(run: RunFolder, setup: object) -> None:
+    run.write_settings(run.settings(), {**RECORD, "setup": setup})
+    known = isinstance(setup, dict) and setup["dtype"] is not None
+    assert run.trained_settings().dtype == ("bfloat16" if known else None)

@@ -125,3 +125,23 @@ def test_killed_between_its_two_files_a_table_is_not_complete(
     assert table.done() == {0, 1, 2}
     table.finish(3, {}, conclude)
     assert table.is_complete(overwrite=False)
+
+
+@pytest.mark.parametrize("broken", ["000001.safetensors", "000001.parquet"])
+@pytest.mark.parametrize("how", ["deleted", "cut"])
+def test_a_part_that_is_broken_or_lacks_its_arrays_is_scored_again(table: ScoreTable, broken: str, how: str) -> None:
+    write(table, 0, 1, 2)
+    path = table.parts / broken
+    path.unlink() if how == "deleted" else path.write_bytes(path.read_bytes()[:50])
+    assert table.done() == {0, 2}
+    write(table, 1)
+    table.finish(3, {}, conclude)
+    assert pd.read_parquet(table.path)["value"].tolist()[-1] == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_a_broken_note_beside_the_parts_makes_them_another_plans(table: ScoreTable, content: bytes) -> None:
+    write(table, 0)
+    (table.parts / "plan.json").write_bytes(content)
+    table.open()
+    assert table.done() == set()

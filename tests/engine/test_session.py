@@ -12,7 +12,7 @@ from torch import Tensor
 
 import task_runs
 from innervision.config import EvaluateSettings, ProbeSettings, TaskSettings, TrainSettings
-from innervision.data import read_image
+from innervision.data import ImageSet, read_image
 from innervision.engine.decode import decode_layers
 from innervision.engine.evaluate import evaluate_similarity, evaluate_task
 from innervision.engine.fit import fit
@@ -251,3 +251,25 @@ def test_a_fixed_seed_leaves_every_generator_as_it_was(monkeypatch: pytest.Monke
     assert torch.equal(torch.rand(2), expected)
     with fixed_seed(5):
         assert torch.equal(torch.rand(2), first)
+
+
+@pytest.mark.parametrize("protocol", ["standard", "paper"])
+def test_a_score_does_not_depend_on_the_images_beside_it(
+    models: Models, protocol: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Images of unequal size, which the model pads: the original scores them one by one."""
+    for number, side in enumerate((40, 60, 90)):
+        write_noise_images(tmp_path / "more", 1, seed=number, size=(40, side))
+        (tmp_path / "more/0000.png").rename(tmp_path / f"{number}.png")
+    session = Session(
+        replace(settings_of(models), protocol=protocol), models.mllm, models.targets[protocol], "similarity"
+    )
+    bank = ProbeBank.load(models.run(protocol) / "probes/depth.safetensors")
+    images = [read_image(tmp_path / f"{number}.png") for number in range(3)]
+    prepare = session.batches(ImageSet([], [], []), []).prepare
+    found: list[Tensor] = []
+    for batch in (images, images[:1]):
+        session.predict(prepare(batch), {"depth": bank}, lambda name, layer, prediction: found.append(prediction[0]))
+    assert len(found) == 4
+    for together, alone in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)

@@ -81,7 +81,9 @@ def test_the_other_way_round_is_the_same_with_the_sign_turned(tmp_path: Path) ->
 def test_only_images_of_both_runs_count_whatever_their_order(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", {1: EASE + 0.3})
     b = make_run(tmp_path / "b", {1: EASE[:9:-1]}, NAMES[:9:-1])  # the first ten are lacking
-    found = row(differences(a, b), 1)
+    compared = compare(a, b)
+    assert compared.notes == ["similarity: 10 images that one of the runs alone was scored on are left out"]
+    found = row(compared.differences, 1)
     assert found["images"] == len(EASE) - 10
     assert found[["mean", "low", "high"]].tolist() == pytest.approx([0.3, 0.3, 0.3])
 
@@ -234,3 +236,15 @@ def test_a_run_without_scores_is_named(tmp_path: Path) -> None:
     for runs in ((a, empty), (empty, a)):
         with pytest.raises(InnerVisionError, match=str(empty)):
             compare(*runs)
+
+
+def test_targets_of_one_name_and_other_experts_are_not_compared(tmp_path: Path) -> None:
+    def plan(**experts: str) -> dict[str, object]:
+        return {"experts": {name: {"name": expert, "revision": None} for name, expert in experts.items()}}
+
+    a = make_run(tmp_path / "a", {1: EASE}, plan=plan(depth="one/expert"))
+    other = make_run(tmp_path / "b", {1: EASE}, plan=plan(depth="other/expert"))
+    more = make_run(tmp_path / "c", {1: EASE}, plan=plan(depth="one/expert", seg="another/expert"))
+    with pytest.raises(InnerVisionError, match=r"depth \(other experts: .*one/expert.*other/expert"):
+        compare(a, other)
+    assert not differences(a, more).empty

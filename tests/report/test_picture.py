@@ -35,8 +35,8 @@ def picture(tmp_path: Path) -> np.ndarray:
         maps = [torch.nn.functional.one_hot(torch.full((4, 4), k), 3).movedim(-1, 0).float() for k in range(3)]
         image = torch.full((3, 4, 4), grey)
         return {
-            "seg": Decoded(dict(zip((-1, 0, 5), maps, strict=True)), maps[1], maps[2]),
-            "gen": Decoded(dict.fromkeys((-1, 0, 5), image), image, image),
+            "seg": Decoded("seg", dict(zip((-1, 0, 5), maps, strict=True)), maps[1], maps[2]),
+            "gen": Decoded("gen", dict.fromkeys((-1, 0, 5), image), image, image),
         }
 
     truth = {"seg": np.zeros((4, 4), np.uint8), "gen": np.broadcast_to([1.0, 0.0, 1.0], (4, 4, 3))}

@@ -187,3 +187,16 @@ def test_the_task_takes_all_targets_of_its_kind() -> None:
     assert make_task().choose(kinds) == ["a", "c"]
     with pytest.raises(InnerVisionError, match="no probes for known, only for b"):
         make_task().choose({"b": "other"})
+
+
+def test_all_of_a_tasks_own_settings_are_in_its_plan() -> None:
+    """Else scores made with other settings would be taken for those that are asked for."""
+
+    @dataclass(kw_only=True)
+    class Own(TaskSettings):
+        below: float = 0.5
+
+    task = make_task()
+    assert task.plan() == {}
+    task.settings = Own(data="x", below=0.1)
+    assert task.plan() == {"below": 0.1}

@@ -77,7 +77,7 @@ def fingerprint(folder: str | Path) -> str:
     digest = hashlib.sha256()
     kinds = (".json", ".safetensors", ".bin", ".pth", ".pt")
     files = [Path(folder)] if Path(folder).is_file() else Path(folder).rglob("*")
-    for path in sorted(file for file in files if file.suffix in kinds):
+    for path in sorted(file for file in files if file.suffix in kinds or Path(folder).is_file()):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:

@@ -9,7 +9,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from innervision.engine.run import RunFolder
-from innervision.engine.session import Session
+from innervision.engine.session import Session, memory_errors
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.targets.target import Target
@@ -19,16 +19,18 @@ from innervision.targets.target import Target
 class Decoded:
     """One target's outputs (see `Target.decode`) for one image, on the CPU."""
 
+    kind: str
+    """Of the target."""
     layers: dict[int, Tensor]
     """Of each layer's prediction, in the order of the layers."""
     expert: Tensor
     """Of the expert's own features in the place of a prediction: the ceiling."""
-    mean: Tensor
-    """Of the mean feature of the training images: the floor."""
+    mean: Tensor | None
+    """Of the mean feature of the training images: the floor; None where it is not known."""
 
     def all(self) -> list[Tensor]:
         """Give every output."""
-        return [*self.layers.values(), self.expert, self.mean]
+        return [*self.layers.values(), self.expert, *([] if self.mean is None else [self.mean])]
 
 
 @torch.no_grad()
@@ -38,6 +40,7 @@ def decode_layers(
     *,
     mllm: MLLM | None = None,
     targets: Sequence[Target] | None = None,
+    only: Sequence[str] | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
@@ -52,6 +55,7 @@ def decode_layers(
         image: RGB.
         mllm: instead of the one that the run names.
         targets: instead of those that the run names; with their heads.
+        only: names of the targets to decode; by default all.
         device: by default the accelerator, where there is one.
         trust_remote_code: run model code that comes with the MLLM's checkpoint.
         seed: of outputs that are drawn at random; the same for all layers, so that they differ by the prediction alone.
@@ -60,13 +64,13 @@ def decode_layers(
         InnerVisionError: the run is not trained or does not fit the models, or an expert has no head.
     """
     run = RunFolder(path)
-    settings = run.settings()
-    settings.dtype = settings.dtype or run.record().get("setup", {}).get("dtype", {}).get("mllm")
+    settings = run.trained_settings()
     models = Session.load(
         settings,
         "",
         mllm=mllm,
         targets=targets,
+        only=only,
         head=True,
         device=device,
         trust_remote_code=trust_remote_code,
@@ -76,8 +80,9 @@ def decode_layers(
         session = Session(settings, models.mllm, [target], script=target.kind)
         bank = ProbeBank.load(run.probes(target.name))
         bank.check(session.mllm, target)
-        session.place(bank).eval()
-        found[target.name] = _decode(session, target, bank, image, seed)
+        with memory_errors("choose another device, such as cpu"):
+            session.place(bank).eval()
+            found[target.name] = _decode(session, target, bank, image, seed)
     return found
 
 
@@ -91,8 +96,10 @@ def _decode(session: Session, target: Target, bank: ProbeBank, image: Image, see
         predictions[layer] = prediction.to(device)  # (1, N, C)
 
     session.predict(inputs, {target.name: bank}, receive)
-    features = torch.cat([context.features, bank.mean[None].to(device), *predictions.values()])
+    means = [bank.mean[None].to(device)] if bank.knows_mean() else []
+    features = torch.cat([context.features, *predictions.values(), *means])
     seeds = [seed] * len(features)
     outputs = target.decode(features, context.take([0] * len(features)), seeds=seeds)
-    expert, mean, *rest = (output.cpu() for output in outputs)
-    return Decoded(dict(zip(predictions, rest, strict=True)), expert, mean)
+    expert, *rest = (output.cpu() for output in outputs)
+    mean = rest.pop() if means else None
+    return Decoded(target.kind, dict(zip(predictions, rest, strict=True)), expert, mean)

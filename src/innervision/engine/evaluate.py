@@ -89,13 +89,13 @@ def evaluate(
     """
     rank = join_processes(evaluation.settings.device)
     run = RunFolder(path)
-    trained = run.settings()
+    trained = run.trained_settings()
     evaluation.protocol = trained.protocol
     names = _choose(run, evaluation)
     table = _table(run, evaluation, names)
     if rank.first(lambda: table.is_complete(overwrite)):
         return table.path
-    with ExitStack() as stack:
+    with ExitStack() as stack, memory_errors("lower batch_size or decode_batch_size"):
 
         def begin() -> bool:
             stack.enter_context(locked(table.lock))
@@ -103,7 +103,6 @@ def evaluate(
 
         if rank.first(begin):
             return table.path
-        trained.dtype = trained.dtype or run.record().get("setup", {}).get("dtype", {}).get("mllm")
         session = Session.load(
             trained,
             evaluation.name,
@@ -120,8 +119,7 @@ def evaluate(
             session.place(banks[target.name]).eval()
         evaluation.prepare(session.targets)
         plan = _Plan(evaluation, session, banks, table, BadImages(evaluation.images, evaluation.settings.max_bad))
-        with memory_errors("lower batch_size or decode_batch_size"):
-            _loop(plan, rank, progress)
+        _loop(plan, rank, progress)
         rank.first(lambda: _finish(plan))
     return table.path
 
@@ -149,7 +147,7 @@ def _choose(run: RunFolder, evaluation: Evaluation) -> list[str]:
     Raises:
         InnerVisionError: the run has none of them, or is not trained yet.
     """
-    names = evaluation.choose({name: expert["kind"] for name, expert in run.record()["experts"].items()})
+    names = evaluation.choose({name: expert["kind"] for name, expert in run.record().get("experts", {}).items()})
     if lacking := [name for name in names if not run.probes(name).exists()]:
         raise InnerVisionError(
             f"{run.path} is not trained yet: there are no probes for {', '.join(lacking)}. "
@@ -164,6 +162,7 @@ def _table(run: RunFolder, evaluation: Evaluation, names: Sequence[str]) -> Scor
         **evaluation.plan(),
         "protocol": evaluation.protocol,
         "experts_dtype": run.settings().expert_dtype,
+        "experts": {name: run.record()["experts"][name] for name in names},
         "num_images": len(evaluation.images),
         "files": evaluation.images.fingerprint(),
         "batch_size": evaluation.settings.batch_size,

@@ -64,12 +64,11 @@ def fit(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InnerVisionError("training runs in one process; start it without torchrun or accelerate launch")
-    with locked(RunFolder(settings.out).lock):
+    with locked(RunFolder(settings.out).lock), memory_errors("lower micro_batch_size, or probe fewer layers"):
         plan = _plan(settings, resume, mllm, targets, trust_remote_code)
         if resume and (finished := _finished(plan)):
             return finished
-        with memory_errors("lower micro_batch_size, or probe fewer layers"):
-            _loop(plan, progress)
+        _loop(plan, progress)
         return _finish(plan)
 
 

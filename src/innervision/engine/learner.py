@@ -11,7 +11,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from innervision.data.loader import Batch
 from innervision.engine.session import Session
-from innervision.errors import InnerVisionError, first_line
+from innervision.errors import InnerVisionError, first_line, require
 from innervision.files import atomic_write
 from innervision.probes import ProbeBank
 
@@ -29,6 +29,7 @@ class Learner:
         self.banks = banks
         self.layers = layers
         self.parameters = [parameter for bank in banks.values() for parameter in bank.parameters()]
+        require(bool(self.parameters), f"the probe {settings.probe.kind!r} has no weights to learn")
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=settings.lr,
@@ -60,7 +61,13 @@ class Learner:
         session = self.session
         truth = {target.name: target.encode(batch.pixels[target.name]) for target in session.targets}
         for name, features in truth.items():
-            self.totals[name] += features.sum(dim=0).cpu()
+            total = features.sum(dim=0).cpu()
+            if not total.isfinite().all():
+                raise InnerVisionError(
+                    f"the expert of {name} gives features that are not finite for one of {', '.join(batch.names)}: "
+                    "leave the image out, or try expert_dtype=float32"
+                )
+            self.totals[name] += total
         size = len(batch.names)
         self.count += size
         self.step_size += size

@@ -10,7 +10,7 @@ scores/*.parquet          one row per image, target, layer, source and metric
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class RunFolder:
         Raises:
             InnerVisionError: one of them has changed.
         """
-        before = {**self.record(), "dtype": self.record().get("setup", {}).get("dtype")}
+        before = {**self.record(), "dtype": (self.record().get("setup") or {}).get("dtype")}
         now = {**record, "dtype": record["setup"]["dtype"]}
         for key in ("mllm", "dtype", "experts", "layers", "images"):
             if before.get(key) != now[key]:
@@ -113,6 +113,12 @@ class RunFolder:
         """Read what the settings were resolved to: mllm, experts, layers, images, parameters and setup."""
         return self.read()["record"]
 
+    def trained_settings(self) -> TrainSettings:
+        """Read the settings of this run, with the precision that its MLLM was loaded in where they name none."""
+        settings, setup = self.settings(), self.record().get("setup")
+        dtype = setup.get("dtype") if isinstance(setup, dict) else None
+        return replace(settings, dtype=settings.dtype or (dtype.get("mllm") if isinstance(dtype, dict) else None))
+
     def write_bad_images(self, reasons: Mapping[str, str]) -> None:
         """Write the names of images that were left out, with the reasons."""
         with atomic_write(self.bad_images) as temporary:
@@ -137,4 +143,9 @@ class RunFolder:
             )
         if not all(isinstance(content.get(part), dict) for part in ("settings", "record")):
             raise InnerVisionError(f"{self.yaml} lacks the settings or the record of a run")
+        experts = content["record"].get("experts", {})
+        if not isinstance(experts, dict) or not all(
+            isinstance(each, dict) and "kind" in each for each in experts.values()
+        ):
+            raise InnerVisionError(f"{self.yaml} does not say what the experts of the run are")
         return content

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from innervision.errors import InnerVisionError
@@ -77,7 +77,7 @@ class ScoreTable:
             raise InnerVisionError(
                 f"{self.path} holds scores made otherwise ({differences}); add --overwrite to replace them"
             )
-        if not (self.facts.exists() and json.loads(self.facts.read_text())["plan"] == self.plan):
+        if _read_plan(self.facts).get("plan") != self.plan:
             return False  # it was killed between the two files; its parts are still there
         shutil.rmtree(self.parts, ignore_errors=True)  # left by a process that was killed when it had finished
         return True
@@ -85,7 +85,7 @@ class ScoreTable:
     def open(self) -> None:
         """Make ready for parts: those of the same plan are kept, others go."""
         plan = self.parts / "plan.json"
-        if self.parts.exists() and not (plan.exists() and json.loads(plan.read_text()) == self.plan):
+        if self.parts.exists() and _read_plan(plan) != self.plan:
             shutil.rmtree(self.parts)
         half_written = [*self.parts.glob(".*"), *self.path.parent.glob(f"{self.parts.name}-*")]
         for left_over in half_written:  # when a process was killed
@@ -95,7 +95,14 @@ class ScoreTable:
                 temporary.write_text(json.dumps(self.plan))
 
     def done(self) -> set[int]:
-        """Give the numbers of the parts that are there."""
+        """Give the numbers of the parts that are there; one that is broken, or lacks its arrays, is deleted."""
+        for path in self._tables():
+            try:
+                whole = not _facts(path)["arrays"] or len(safe_open(path.with_suffix(".safetensors"), "np").keys()) > 0
+            except (OSError, ValueError, KeyError, SafetensorError):  # pyarrow's errors are among these
+                whole = False
+            if not whole:
+                path.unlink()
         return {int(path.stem) for path in self._tables()}
 
     def bad(self) -> list[tuple[str, str]]:
@@ -122,7 +129,11 @@ class ScoreTable:
             }
             with atomic_write(path.with_suffix(".safetensors")) as temporary:
                 save_file(arrays, temporary)
-        facts = {"images": json.dumps(dict(hashes)), "bad": json.dumps(list(bad))}
+        facts = {
+            "images": json.dumps(dict(hashes)),
+            "bad": json.dumps(list(bad)),
+            "arrays": json.dumps(bool(findings.arrays)),
+        }
         table = self._rows(findings.scores).replace_schema_metadata(facts)
         with atomic_write(path) as temporary:  # last: with it the part is there
             pq.write_table(table, temporary)
@@ -157,7 +168,7 @@ class ScoreTable:
         shutil.rmtree(self.parts)
 
     def _tables(self) -> list[Path]:
-        return sorted(self.parts.glob("[0-9]*.parquet"))
+        return sorted(path for path in self.parts.glob("*.parquet") if path.stem.isdecimal())
 
     def _kept(self) -> Kept:
         """Find the arrays of all parts."""
@@ -207,9 +218,20 @@ class ScoreTable:
         return pa.concat_tables(tables)
 
 
+def _read_plan(path: Path) -> dict[str, Any]:
+    """Read a JSON object; nothing where it is missing or broken."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _facts(table: Path) -> dict[str, Any]:
     """Read what a part, or the whole, says of itself."""
     metadata = pq.read_schema(table).metadata or {}
     return {
-        name.decode(): json.loads(value) for name, value in metadata.items() if name in (b"images", b"bad", b"plan")
+        name.decode(): json.loads(value)
+        for name, value in metadata.items()
+        if name in (b"images", b"bad", b"arrays", b"plan")
     }

@@ -91,6 +91,8 @@ class Session:
             for target in targets:
                 PROTOCOLS[settings.protocol].adopt(target)
         chosen = [target for target in targets if only is None or target.name in only]
+        if other := [target.name for target in chosen if target.dtype != _dtype(settings.expert_dtype)]:
+            raise InnerVisionError(f"the target {other[0]} does not work in {settings.expert_dtype}, as the run's do")
         if other := [target.name for target in chosen if target.protocol != settings.protocol]:
             raise InnerVisionError(
                 f"the target {other[0]} does not see images by the run's protocol, {settings.protocol}: "
@@ -130,7 +132,7 @@ class Session:
         protocol = PROTOCOLS[self.settings.protocol]
 
         def show(layer: int, states: Tensor, mask: Tensor) -> None:
-            reader(layer, states, protocol.mask(mask), inputs.places_in(layer, states.shape[1]))
+            reader(layer, states, protocol.mask(mask, self.script), inputs.places_in(layer, states.shape[1]))
 
         self.mllm.visit(inputs, show, layers, tokens=self.settings.tokens)
 

@@ -15,8 +15,8 @@ from innervision.checkpoints.identity import hub_commit, identify
 from innervision.checkpoints.shards import Shards, few
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import find_images
-from innervision.data.loader import Batches, load_batches
-from innervision.errors import InnerVisionError, first_line, require
+from innervision.data.loader import BadImages, Batches, load_batches
+from innervision.errors import InnerVisionError, first_line, printable, require
 from innervision.original.experts import follow_paper
 from innervision.original.held_experts import HELD, find_beside, holds
 from innervision.original.layout import UNUSED_KEYS
@@ -28,6 +28,8 @@ MLLM_KEYS = re.compile(r"model\.(embed_tokens|norm|layers|vision_tower|mm_projec
 """Tensors of the MLLM, which a probe checkpoint holds as a whole."""
 
 BATCH = 16
+MOST_BAD = 0.01
+"""Share of broken images that the mean feature bears, as training does by default."""
 """Images that an expert encodes at once for the mean feature."""
 
 
@@ -166,8 +168,11 @@ def mean_feature(target: Target, images: str, progress: bool) -> Tensor:
     total = torch.zeros(target.num_tokens, target.width, dtype=torch.float64)
     count = 0
     batches = Batches(found, order, len, {target.name: target.preparer})
+    bad = BadImages(found, MOST_BAD)
     with load_batches(batches, range(len(batches))) as loader:
         for batch in tqdm(loader, total=len(batches), unit="batch", disable=not progress, dynamic_ncols=True):
+            for name in bad.add(batch.bad):
+                tqdm.write(printable(f"left out {name}: {bad.reasons[name]}"))
             if batch.names:
                 total += target.encode(batch.pixels[target.name]).cpu().double().sum(dim=0)
                 count += len(batch.names)

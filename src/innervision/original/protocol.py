@@ -42,7 +42,7 @@ class Standard:
         """Give what makes an expert's pixels of images, from its own preparer."""
         return preparer
 
-    def mask(self, mask: Tensor) -> Tensor:
+    def mask(self, mask: Tensor, script: str) -> Tensor:
         """Give the tokens that probes read, of those that the run allows: (B, T) bool."""
         return mask
 
@@ -69,9 +69,9 @@ class Paper(Standard):
         """Squash images first, where the original's script does. See `Standard.pixels`."""
         return partial(_squash_first, preparer, SCRIPTS.get(script, Script()).side)
 
-    def mask(self, mask: Tensor) -> Tensor:
-        """Show padding as well. See `Standard.mask`."""
-        return torch.ones_like(mask)
+    def mask(self, mask: Tensor, script: str) -> Tensor:
+        """Show padding as well in training; the original's other scripts take single images. See `Standard.mask`."""
+        return torch.ones_like(mask) if script == "train" else mask
 
     def adopt(self, target: Target) -> None:
         """Prepare images with Pillow, by the rules of the original. See `Standard.adopt`."""

@@ -4,6 +4,7 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
@@ -223,12 +224,18 @@ class ProbeBank(nn.Module):
             differences = "; ".join(f"{key} is {there[key]!r} there, {here[key]!r} here" for key in wrong)
             raise InnerVisionError(f"the probes for {self.info.target} were made for another model: {differences}")
 
+    def knows_mean(self) -> bool:
+        """Tell whether the mean feature is known."""
+        return bool(self.mean.isfinite().all())
+
     def check_finite(self) -> None:
-        """See that no weight is NaN or infinite.
+        """See that no weight is NaN or infinite, and the mean feature is known as a whole or not at all.
 
         Raises:
             InnerVisionError: naming the first layer that has such weights.
         """
+        if not (self.knows_mean() or self.mean.isnan().all()):
+            raise InnerVisionError(f"the mean feature of {self.info.target} is not finite")
         for layer, probe in self.probes.items():
             if not all(bool(tensor.isfinite().all()) for tensor in probe.state_dict().values()):
                 raise InnerVisionError(
@@ -271,6 +278,8 @@ class ProbeBank(nn.Module):
             settings = ProbeSettings(**metadata["probe"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InnerVisionError(f"{path} does not say what its probes are: {error!r}") from error
+        if not widths:
+            raise InnerVisionError(f"{path} holds no probe")
         if layers is not None:
             if lacking := [layer for layer in layers if layer not in widths]:
                 raise InnerVisionError(f"{path} has no probe of layer {', '.join(map(str, lacking))}")
@@ -278,7 +287,9 @@ class ProbeBank(nn.Module):
         try:
             with safe_open(path, framework="pt") as file:
                 _check_sizes(info, settings, {key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
-                with torch.device("meta"):
+                # without memory; probes of other packages may hold tensors that no file gives back
+                ours = find("probes", settings.kind).__module__.startswith("innervision.")
+                with torch.device("meta") if ours else nullcontext():
                     bank = cls(info, settings)
                 bank.load_state_dict({key: file.get_tensor(key).float() for key in bank.state_dict()}, assign=True)
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, SafetensorError) as error:

@@ -12,7 +12,7 @@ from innervision.report.files import Facts, evaluations_of, read_facts, read_sco
 from innervision.report.jackknife import SERIES, difference, jackknife
 from innervision.report.tables import in_order
 
-MAY_DIFFER = {"probes", "files", "num_images", "batch_size", "save_images"}
+MAY_DIFFER = {"probes", "files", "num_images", "batch_size", "save_images", "experts"}
 """What two evaluations may have been made with, each its own, and be compared over the images that both have."""
 
 
@@ -51,6 +51,11 @@ def compare(first: str | Path, second: str | Path) -> Compared:
             left_out.append(f"{name}: made otherwise ({other})")
             continue
         tables = read_scores(first, name), read_scores(second, name)
+        for target, experts in _other_experts(*facts).items():
+            left_out.append(f"{name}: {target} (other experts: {experts})")
+            tables = tables[0], tables[1][tables[1]["target"] != target]
+        if any(table.empty for table in tables):
+            continue
         pairs = _pair_images(tables, facts)
         left_out += [f"{name}: {reason}" for reason in pairs.left_out]
         metrics = {**facts[1].metrics, **facts[0].metrics, **metrics}
@@ -68,10 +73,16 @@ def compare(first: str | Path, second: str | Path) -> Compared:
 
 
 def _made_otherwise(first: Facts, second: Facts) -> str:
-    """Say what differs in how two runs were scored, apart from images and models."""
+    """Say what differs in how two runs were scored, apart from images and MLLMs; experts are told apart by target."""
     plans = [{**facts.plan, "model": facts.features} for facts in (first, second)]
     keys = [key for key in plans[0] if key in plans[1] and key not in MAY_DIFFER]
     return "; ".join(f"{key}: {plans[0][key]} and {plans[1][key]}" for key in keys if plans[0][key] != plans[1][key])
+
+
+def _other_experts(first: Facts, second: Facts) -> dict[str, str]:
+    """Name the experts of targets that are called the same and are not."""
+    one, other = (dict(facts.plan.get("experts", {})) for facts in (first, second))
+    return {name: f"{one[name]} and {other[name]}" for name in one if name in other and one[name] != other[name]}
 
 
 def _differences_of_setup(first: Facts, second: Facts) -> Iterator[str]:
@@ -106,6 +117,9 @@ def _pair_images(tables: tuple[pd.DataFrame, pd.DataFrame], facts: tuple[Facts, 
         left_out.append(
             f"{len(changed):,} of {len(named):,} images of the same name have another content, as {changed[0]}"
         )
+    elif named and one != other:
+        alone = len(one ^ other)
+        notes.append(f"{alone:,} images that one of the runs alone was scored on are left out")
     elif not named:
         left_out.append(f"no image of the one has the name of one of the other, as {min(one)} and {min(other)}")
     if unknown:

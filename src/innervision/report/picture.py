@@ -34,8 +34,8 @@ def draw_layers(
 
     Args:
         runs: label of each run -> what `decode_layers` gives.
-        truth: of the targets to draw what is known. depth: (H, W), larger = closer; seg: (H, W), the class of each
-            pixel; gen: (H, W, 3), the image, 0…1.
+        truth: of the targets to draw, by name, what is known. depth: (H, W), larger = closer; seg: (H, W), the class of
+            each pixel; gen: (H, W, 3), the image, 0…1.
         out: the picture.
         classes: name and colour (0…255) of each class of seg.
 
@@ -75,17 +75,19 @@ def draw_layers(
             top = number * (len(runs) + 1)
             all_runs = slice(top, top + len(runs))
             first = next(iter(runs.values()))[target]
-            show(all_runs, 0, _paint(target, known, colors), "truth", target)
-            show(all_runs, 1, _paint(target, _output(target, first.expert), colors), "expert")
-            show(all_runs, len(widths) - 1, _paint(target, _output(target, first.mean), colors), "mean feature")
+            kind = first.kind
+            show(all_runs, 0, _paint(kind, known, colors), "truth", target)
+            show(all_runs, 1, _paint(kind, _output(kind, first.expert), colors), "expert")
+            if first.mean is not None:
+                show(all_runs, len(widths) - 1, _paint(kind, _output(kind, first.mean), colors), "mean feature")
             for row, (label, decoded) in enumerate(runs.items(), top):
                 for column, layer in enumerate(layers, 3):
-                    pixels = _paint(target, _output(target, decoded[target].layers[layer]), colors)
+                    pixels = _paint(kind, _output(kind, decoded[target].layers[layer]), colors)
                     name = {-1: "vision", 0: "emb"}.get(layer, str(layer))
                     show(row, column, pixels, name, label if column == 3 else "")
-        if "seg" in truth:
-            outputs = [each for decoded in runs.values() for each in decoded["seg"].all()]
-            maps = [truth["seg"], *(_output("seg", output) for output in outputs)]
+        if segs := [name for name in truth if next(iter(runs.values()))[name].kind == "seg"]:
+            outputs = [each for decoded in runs.values() for name in segs for each in decoded[name].all()]
+            maps = [*(truth[name] for name in segs), *(_output("seg", output) for output in outputs)]
             shown = sorted({int(label) for labels in maps for label in np.unique(labels)})
             present = [classes[label] for label in shown if label < len(classes)]
             handles = [Patch(color=tuple(np.array(color) / 255), label=name) for name, color in present]
@@ -94,17 +96,17 @@ def draw_layers(
             figure.savefig(temporary, dpi=150)
 
 
-def _output(target: str, output: "Tensor") -> NDArray[Any]:
+def _output(kind: str, output: "Tensor") -> NDArray[Any]:
     """Bring what `Target.decode` gives for an image to the form of the truth."""
     values = output.numpy()
-    return values.argmax(0) if target == "seg" else values.transpose(1, 2, 0) if target == "gen" else values
+    return values.argmax(0) if kind == "seg" else values.transpose(1, 2, 0) if kind == "gen" else values
 
 
-def _paint(target: str, values: NDArray[Any], colors: Pixels) -> Pixels:
+def _paint(kind: str, values: NDArray[Any], colors: Pixels) -> Pixels:
     """Make colours of a depth map, stretched from its farthest to its closest point, of classes, or of an image."""
-    if target == "seg":
+    if kind == "seg":
         return np.vstack([colors, np.ones(3)])[np.minimum(values, len(colors))]
-    if target == "depth":
+    if kind == "depth":
         span = np.ptp(values)
         return matplotlib.colormaps["inferno"]((values - values.min()) / (span if span > 0 else 1))[..., :3]
     return values

@@ -42,7 +42,7 @@ class Depth(Task):
 
     def plan(self) -> dict[str, Any]:
         """Name the pairs. See `Evaluation.plan`."""
-        return {"annotations": self.annotations}
+        return {**super().plan(), "annotations": self.annotations}
 
     def truth(self, name: str, image: Image) -> Question:
         """Give the image's pairs. See `Task.truth`."""

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
-from innervision.config import VISION, DrawSettings, GenSettings, Protocol
+from innervision.config import VISION, GenSettings, Protocol
 from innervision.data import find_images
 from innervision.data.loader import Batch
 from innervision.data.partners import random_order
@@ -63,12 +62,6 @@ class Gen(Task):
         self.settings = settings
         self.images = find_images(settings.data, scored_split(settings.data))
         require(len(self.images) > 1, f"{settings.data} holds one image; sets are compared, so give more")
-
-    def plan(self) -> dict[str, Any]:
-        """Name the features and how images are drawn. See `Evaluation.plan`."""
-        settings = asdict(self.settings)
-        names = ["features", "save_images", *(field.name for field in fields(DrawSettings))]
-        return {name: settings[name] for name in names}
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Load the vision model. See `Evaluation.prepare`."""
@@ -188,7 +181,11 @@ class Gen(Task):
 
 
 def _save(image: Image, folder: Path, label: Label) -> None:
-    """Write FOLDER/LAYER/IMAGE.png, with names that cannot lead out of the folder."""
+    """Write FOLDER/LAYER/IMAGE.png, or FOLDER/TARGET/LAYER/IMAGE.png of a target with a name of its own.
+
+    The names cannot lead out of the folder.
+    """
     layer = label.source if label.layer is None else "vision" if label.layer == VISION else f"layer{label.layer:02}"
+    folder /= "" if label.target == Gen.kind else label.target
     with atomic_write(folder / layer / f"{quote(label.image, safe=' ')}.png") as temporary:
         image.save(temporary)

@@ -48,7 +48,7 @@ class Seg(Task):
 
     def plan(self) -> dict[str, Any]:
         """Name the maps. See `Evaluation.plan`."""
-        return {"annotations": self.annotations}
+        return {**super().plan(), "annotations": self.annotations}
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Find each expert's class of each category. See `Evaluation.prepare`.

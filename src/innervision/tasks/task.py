@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
@@ -46,6 +47,11 @@ class Task(Evaluation):
     @abstractmethod
     def __init__(self, settings: TaskSettings) -> None:
         """Open the benchmark and set `settings` and `images`."""
+
+    def plan(self) -> dict[str, Any]:
+        """Name the task's own settings, all of which may change its scores. See `Evaluation.plan`."""
+        common = {field.name for field in fields(TaskSettings)}
+        return {name: value for name, value in asdict(self.settings).items() if name not in common}
 
     @abstractmethod
     def truth(self, name: str, image: Image) -> Any:
