@@ -226,8 +226,9 @@ def _begin_worker(worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # they may go to all processes of a group
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
-    # Else the batch would be lost, and the main process would wait for it.
-    setattr(Queue, "_on_queue_feeder_error", staticmethod(lambda error, batch: os._exit(1)))  # noqa: B010  # stubs do not know it
+    # Else the batch would be lost, and the main process would wait for it. The method is there to be replaced, but
+    # type checkers do not know it.
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(lambda error, batch: os._exit(1)))  # noqa: B010
 
 
 def _end_workers(workers: Sequence[BaseProcess]) -> None:

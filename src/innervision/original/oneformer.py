@@ -25,7 +25,8 @@ def make_config(weights: dict[str, Tensor]) -> OneFormerConfig:
     hidden = shape["transformer_module.queries_embedder.weight"]
     return OneFormerConfig(
         backbone_config=_make_swin_config(weights),
-        num_labels=shape[f"{decoder}.class_embed.weight"][0] - 1,  # type: ignore[call-arg]  # less "nothing"
+        # less "nothing"; the base class takes it, which its annotation does not tell
+        num_labels=shape[f"{decoder}.class_embed.weight"][0] - 1,  # type: ignore[call-arg]
         num_queries=hidden[0],
         hidden_dim=hidden[1],
         conv_dim=shape[attention][1],
@@ -62,5 +63,5 @@ def _make_swin_config(weights: dict[str, Tensor]) -> SwinConfig:
         window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
         mlp_ratio=shape[f"{first.format(0)}.intermediate.dense.weight"][0] / patches[0],
         image_size=384,  # of the Swin's own training; any image can be given
-        out_features=[f"stage{stage + 1}" for stage in range(stages)],  # type: ignore[call-arg]
+        out_features=[f"stage{stage + 1}" for stage in range(stages)],  # type: ignore[call-arg]  # a property
     )

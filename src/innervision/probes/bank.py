@@ -286,7 +286,8 @@ class ProbeBank(nn.Module):
             info = BankInfo(**{**asdict(info), "widths": {layer: widths[layer] for layer in layers}})
         try:
             with safe_open(path, framework="pt") as file:
-                _check_sizes(info, settings, {key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
+                shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  # it is no mapping
+                _check_sizes(info, settings, shapes)
                 # without memory; probes of other packages may hold tensors that no file gives back
                 ours = find("probes", settings.kind).__module__.startswith("innervision.")
                 with torch.device("meta") if ours else nullcontext():

@@ -87,6 +87,7 @@ class InceptionTarget(Target):
             raise InnerVisionError(
                 f"cannot {what}: {first_line(error)}\nName a file of them with inception=PATH, or another model."
             ) from error
+        # a squasher has of a preparer what this target asks for
         return Parts(network, {}, replace(SQUASH, side=size or SQUASH.side))  # type: ignore[arg-type]
 
     def shape(self) -> tuple[int, int]:
