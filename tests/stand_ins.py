@@ -62,7 +62,7 @@ class KnownInputs:
         return self
 
     def places_in(self, layer: int, num_tokens: int) -> Tensor:
-        return torch.full((len(self.features), num_tokens, 2), float("nan"))
+        return torch.full((len(self.features), num_tokens, 4), float("nan"))
 
 
 def build_inputs(images: list[Image.Image], prompt: str) -> KnownInputs:

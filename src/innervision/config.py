@@ -21,11 +21,13 @@ Option = bool | int | float | str | list[bool | int | float | str] | None
 
 @dataclass(kw_only=True)
 class ProbeSettings:
-    """The probe that reads one layer. The defaults are those of the paper."""
+    """The probe that reads one layer. The defaults of a resampler are those of the paper."""
 
-    kind: str = "resampler"
-    """resampler (one-layer Perceiver Resampler), linear (one linear map per query from the mean token), or blind
-    (the resampler's queries without any input: what can be learnt without the MLLM)."""
+    kind: str = "ridge"
+    """Exact, solved in one pass: ridge (a linear map from the states at the place of each cell of the target) or pooled
+    (a linear map for each cell from the mean of the tokens). Trained: resampler (the paper's one-layer Perceiver
+    Resampler), linear (as pooled), or blind (the resampler's queries without any input: what can be learnt without the
+    MLLM)."""
     positions: bool = False
     """Add each token's place (in the sequence and, where it is known, in the image) to its key. Without it a
     resampler cannot address a token by where it is."""
@@ -78,9 +80,9 @@ class TrainSettings:
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """The probe."""
     epochs: int = 2
-    """Passes over the images."""
+    """Passes over the images; exact probes have one."""
     batch_size: int = 256
-    """Images for one optimizer step."""
+    """Images for one optimizer step; of exact probes, for one line of the log."""
     micro_batch_size: int = 8
     """Images that go through the models at once; gradients are summed up to batch_size."""
     lr: float = 1e-3

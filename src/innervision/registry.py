@@ -3,7 +3,7 @@
 | group | what | must have the methods of |
 |---|---|---|
 | targets | experts | `innervision.targets.target.Target` |
-| probes | probes | `innervision.probes.bank.Probe` |
+| probes | probes | `innervision.probes.probe.Probe` |
 | tasks | what predictions are scored by | `innervision.tasks.task.Task` |
 | layouts | checkpoints that are not in Hugging Face's layout | `innervision.checkpoints.layout.Layout` |
 """

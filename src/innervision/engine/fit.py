@@ -6,7 +6,7 @@ innervision train --mllm llava-hf/llava-1.5-7b-hf --targets depth,seg,gen --imag
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,22 @@ from innervision.config import VISION, TrainSettings, parse_layers
 from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, load_batches
 from innervision.engine.interrupt import Stopped, stop_signals
+from innervision.engine.descent import Descent
 from innervision.engine.learner import Learner
 from innervision.engine.log import TrainingLog
 from innervision.engine.run import RunFolder
 from innervision.engine.session import Session, memory_errors
+from innervision.engine.solver import Solver
 from innervision.errors import InnerVisionError, printable, require
 from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
+from innervision.registry import find
 from innervision.targets import parse_targets
 from innervision.targets.target import Target
+
+OF_TRAINED_PROBES = ("epochs", "lr", "weight_decay", "warmup", "clip")
+"""Settings that exact probes do not have."""
 
 Step = list[list[int]]
 """The images of one optimizer step: for each of its micro-batches their indices."""
@@ -69,7 +75,7 @@ def fit(
         if resume and (finished := _finished(plan)):
             return finished
         _loop(plan, progress)
-        return _finish(plan)
+        return _finish(plan, progress)
 
 
 @dataclass
@@ -98,6 +104,7 @@ def _plan(
     run = RunFolder(settings.out)
     run.remove_half_written()
     run.check_free(settings, resume)
+    exact = _is_exact(settings)
     log = TrainingLog(run.log, settings)
     images = find_images(settings.images)
     bad = BadImages(images, settings.max_bad)
@@ -119,8 +126,14 @@ def _plan(
         target.name: session.place(ProbeBank.for_models(mllm, target, layers, settings.probe, seed=settings.seed))
         for target in session.targets
     }
-    steps = [step for epoch in range(settings.epochs) for step in _steps(len(images), epoch, settings)]
-    learner = Learner(session, banks, layers, num_steps=len(steps))
+    epochs = 1 if exact else settings.epochs
+    steps = [step for epoch in range(epochs) for step in _steps(len(images), epoch, settings)]
+    learner: Learner
+    if exact:
+        learner = Solver(session, banks, layers, images.names)
+        tqdm.write(f"exact probes: their sums take {learner.cost}")
+    else:
+        learner = Descent(session, banks, layers, num_steps=len(steps))
     record = {
         "mllm": {"name": mllm.name, "revision": mllm.revision, "num_layers": mllm.num_layers},
         "experts": {
@@ -138,6 +151,23 @@ def _plan(
             learner.restore(run.state)
         bad.add(list(learner.bad.items()))
     return _Plan(run, session, learner, images, bad, steps, log, record)
+
+
+def _is_exact(settings: TrainSettings) -> bool:
+    """Tell whether the probes are solved, not trained.
+
+    Raises:
+        InnerVisionError: they are, and the settings hold something that only trained probes have.
+    """
+    if not getattr(find("probes", settings.probe.kind), "exact", False):
+        return False
+    defaults = {field.name: field.default for field in fields(TrainSettings)}
+    if given := [name for name in OF_TRAINED_PROBES if getattr(settings, name) != defaults[name]]:
+        raise InnerVisionError(
+            f"{settings.probe.kind} probes are solved in one pass, without {', '.join(given)}: leave that out, or train "
+            "probes with probe.kind=resampler"
+        )
+    return True
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -185,7 +215,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
     saved = time.monotonic()
     with bar, plan.log.open(learner.step) as log, stop_signals("after this step") as stop, loading as loader:
         for step in plan.steps[learner.step :]:
-            began, learning_rate = time.perf_counter(), learner.learning_rate
+            began = time.perf_counter()
             for _ in step:
                 batch = next(loader)
                 try:
@@ -196,18 +226,11 @@ def _loop(plan: _Plan, progress: bool) -> None:
                 for name in new:
                     tqdm.write(printable(f"left out {name}: {plan.bad.reasons[name]}"))
                 learner.learn(batch)
-            losses = learner.finish_step()
+            told = learner.finish_step()
             size = sum(map(len, step))
-            log.write(
-                {
-                    "step": learner.step,
-                    "of": len(plan.steps),
-                    "learning_rate": learning_rate,
-                    "images_per_second": round(size / (time.perf_counter() - began), 3),
-                    "loss": losses,
-                }
-            )
-            if losses is not None:
+            pace = round(size / (time.perf_counter() - began), 3)
+            log.write({"step": learner.step, "of": len(plan.steps), "images_per_second": pace, **told})
+            if losses := told.get("loss"):
                 bar.set_postfix({name: f"{sum(each.values()) / len(each):.4f}" for name, each in losses.items()})
             bar.update(size)
             done = learner.step == len(plan.steps)
@@ -219,7 +242,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
                 raise Stopped(f"stopped after step {learner.step} of {len(plan.steps)}; --resume resumes it")
 
 
-def _finish(plan: _Plan) -> dict[str, ProbeBank]:
+def _finish(plan: _Plan, progress: bool) -> dict[str, ProbeBank]:
     """Write the probes.
 
     Raises:
@@ -232,12 +255,12 @@ def _finish(plan: _Plan) -> dict[str, ProbeBank]:
         "prompt": settings.prompt,
         "tokens": settings.tokens,
         "protocol": settings.protocol,
-        "steps": learner.step,
         "images": learner.count,
     }
+    found = learner.finish(progress)
     for name, bank in learner.banks.items():
         bank.mean.copy_(learner.totals[name] / learner.count)
-        bank.save(run.probes(name), facts)
+        bank.save(run.probes(name), facts | found[name])
     run.state.unlink(missing_ok=True)
     return learner.banks
 

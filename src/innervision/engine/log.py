@@ -61,10 +61,10 @@ class TrainingLog:
             self.tracker.end_training()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Write the line of one step, with its number as `step` and its losses, if it has any, as `loss`."""
+        """Write the line of one step: its number as `step`, and its losses as `loss`, if it has any."""
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-        if self.tracker is not None and line["loss"] is not None:
+        if self.tracker is not None and line.get("loss"):
             by_target = line["loss"].items()
             values = {f"{name}/{layer}": loss for name, losses in by_target for layer, loss in losses.items()}
             self.tracker.log(values, step=line["step"])

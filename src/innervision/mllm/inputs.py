@@ -63,7 +63,7 @@ class Inputs:
         if one_square:
             centres = cell_centres(side, side).to(self.places.device)
             return centres.expand(len(self.mask), -1, -1)
-        return self.places.new_full((len(self.mask), num_tokens, 2), float("nan"))
+        return self.places.new_full((len(self.mask), num_tokens, 4), float("nan"))
 
     def visible(self, tokens: Tokens) -> Tensor:
         """Give the mask of the tokens asked for, padding left out.  # (B, T) bool
@@ -156,7 +156,7 @@ class InputBuilder:
         return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids == token
 
     def _places(self, tensors: dict[str, Tensor], image_mask: Tensor, tiles: Tensor | None) -> Tensor:
-        places = torch.full((*image_mask.shape, 2), float("nan"))
+        places = torch.full((*image_mask.shape, 4), float("nan"))
         merge = getattr(getattr(self.processor, "image_processor", None), "merge_size", 1)
         for sample, shown in enumerate(image_mask):
             count = int(shown.sum())
@@ -217,4 +217,5 @@ def cell_centres(height: int, width: int) -> Tensor:
     """Give row and column of the centres of a grid's cells, in row-major order.  # (height * width, 2) in (0, 1)"""
     rows = (torch.arange(height) + 0.5) / height
     columns = (torch.arange(width) + 0.5) / width
-    return torch.cartesian_prod(rows, columns)
+    centres = torch.cartesian_prod(rows, columns)
+    return torch.cat([centres, torch.tensor([1 / height, 1 / width]).expand(len(centres), 2)], dim=1)

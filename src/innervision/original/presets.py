@@ -3,7 +3,7 @@
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    f"paper-{target}": {"protocol": "paper", "targets": target, "layers": "decoder"}
+    f"paper-{target}": {"protocol": "paper", "targets": target, "layers": "decoder", "probe": {"kind": "resampler"}}
     for target in ("depth", "seg", "gen")
 }
 """By the name that `--preset` takes; all else is as in the paper by default. See `innervision.config`."""

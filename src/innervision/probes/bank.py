@@ -2,7 +2,6 @@
 
 import json
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -18,34 +17,11 @@ from torch import Tensor, nn
 from innervision.config import VISION, ProbeSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.probes.places import encode_places
 from innervision.registry import find
 from innervision.seeds import fixed_seed
 
 FORMAT = 2
 """Of a bank's file."""
-
-
-class Probe(nn.Module, ABC):
-    """What every kind of probe offers; options of its own are further arguments by name."""
-
-    @abstractmethod
-    def __init__(self, width_in: int, num_queries: int, width_out: int, settings: ProbeSettings) -> None:
-        """Make a probe from states of width `width_in` to features (num_queries, width_out)."""
-
-    @abstractmethod
-    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
-        """Predict the target's features.
-
-        Args:
-            states: (B, T, width_in), a layer's hidden states; 0 where they are masked.
-            mask: (B, T) bool, True = a token to read.
-            place_codes: (B, T, PLACE_CODE), where each token stands, see `encode_places`; given where
-                `settings.positions` asks for it.
-
-        Returns:
-            (B, num_queries, width_out)
-        """
 
 
 class Source(Protocol):
@@ -143,7 +119,7 @@ class ProbeBank(nn.Module):
         self.info = info
         self.settings = settings or ProbeSettings()
         self.layers = list(info.widths)
-        kind: type[Probe] = find("probes", self.settings.kind)
+        kind = find("probes", self.settings.kind)
         options = self.settings.options
         try:
             signature(kind).bind(0, info.num_tokens, info.width, self.settings, **options)
@@ -176,8 +152,7 @@ class ProbeBank(nn.Module):
             layer: its number.
             states: (B, T, D), its hidden states, in any floating-point type; what masked ones hold does not matter.
             mask: (B, T) bool, True = a token to read.
-            places: (B, T, 2), the tokens' rows and columns in the image (see `Inputs.places_in`); needed by probes
-                with positions.
+            places: (B, T, 4), where the tokens stand (see `Probe.forward`); needed where `needs_places` says so.
 
         Returns:
             (B, N, C) float32
@@ -190,12 +165,11 @@ class ProbeBank(nn.Module):
         device = states.device.type
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             states = states.float()
-        place_codes = None
-        if self.settings.positions:
-            if places is None:
-                raise ValueError("these probes were made with positions: give the places of the tokens")
-            place_codes = encode_places(mask, places)
-        return probe(states, mask, place_codes).float()
+        if not probe.reads_places:
+            places = None
+        elif places is None:
+            raise ValueError("these probes read tokens by their places: give them")
+        return probe(states, mask, places).float()
 
     def place(self, devices: Mapping[int, torch.device]) -> Self:
         """Bring each layer's probe to its device; what is not named stays where it is."""
@@ -206,6 +180,11 @@ class ProbeBank(nn.Module):
     def device_of(self, layer: int) -> torch.device:
         """Tell where a layer's probe is."""
         return next(self.probes[str(layer)].parameters()).device
+
+    @property
+    def needs_places(self) -> bool:
+        """Whether probes must be told where tokens stand."""
+        return any(probe.reads_places for probe in self.probes.values())
 
     def num_parameters(self) -> int:
         """Count the weights of all probes."""

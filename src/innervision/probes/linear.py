@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from innervision.config import ProbeSettings
+from innervision.probes.probe import Probe
 
 
-class Linear(nn.Module):
+class Linear(Probe):
     """One linear map for each query position, from the mean of the visible tokens.
 
     It has num_queries x width_in x width_out weights: few for one embedding, very many for a full-size feature map.
@@ -18,7 +19,7 @@ class Linear(nn.Module):
         self.shape = (num_queries, width_out)
         self.map = nn.Linear(width_in, num_queries * width_out)
 
-    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         """Predict features from states (B, T, width_in) where `mask` (B, T) is True.  # (B, num_queries, width_out)"""
         weights = (mask / mask.sum(dim=1, keepdim=True)).to(states.dtype)  # (B, T)
         mean = torch.bmm(weights[:, None], states).squeeze(1)  # (B, width_in)

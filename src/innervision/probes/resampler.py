@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innervision.config import ProbeSettings
-from innervision.probes.places import PLACE_CODE
+from innervision.probes.places import PLACE_CODE, encode_places
+from innervision.probes.probe import Probe
 
 
-class Resampler(nn.Module):
+class Resampler(Probe):
     """`num_queries` learned queries of the target's width, which attend to a layer's tokens."""
 
     def __init__(self, width_in: int, num_queries: int, width_out: int, settings: ProbeSettings) -> None:
@@ -29,20 +30,14 @@ class Resampler(nn.Module):
             for _ in range(settings.depth)
         )
         self.to_place = nn.Linear(PLACE_CODE, inner, bias=False) if settings.positions else None
+        self.reads_places = settings.positions
 
-    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
-        """Predict the target's features.
-
-        Args:
-            states: (B, T, width_in), a layer's hidden states.
-            mask: (B, T) bool, True = a token to read.
-            place_codes: (B, T, PLACE_CODE), where each token stands; needed by a probe with positions.
-
-        Returns:
-            (B, num_queries, width_out)
-        """
+    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
+        """Predict the target's features. See `Probe.forward`."""
         tokens = self.proj_in(states)  # (B, T, C)
-        place = self.to_place(place_codes) if self.to_place is not None else None  # (B, T, inner)
+        place = None
+        if self.to_place is not None and places is not None:
+            place = self.to_place(encode_places(mask, places[..., :2]))  # (B, T, inner)
         return self.read(tokens, mask, place)
 
     def read(self, tokens: Tensor, mask: Tensor, place: Tensor | None) -> Tensor:
@@ -63,7 +58,7 @@ class Blind(Resampler):
         super().__init__(width_in, num_queries, width_out, settings)
         del self.proj_in
 
-    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         """Predict the same features for every sample.  # (B, num_queries, width_out)"""
         tokens = self.latents.new_zeros(1, 0, self.latents.shape[-1])
         return self.read(tokens, mask[:1, :0], None).expand(len(states), -1, -1)

@@ -1,0 +1,117 @@
+"""Trained probes: gradients of a smooth-L1 loss, and AdamW."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import get_cosine_schedule_with_warmup
+
+from innervision.data.loader import Batch
+from innervision.engine.learner import Learner
+from innervision.engine.session import Session
+from innervision.errors import InnerVisionError, require
+from innervision.probes import ProbeBank
+
+Losses = dict[str, dict[int, float]]
+"""The mean loss over a step's images, by target and layer."""
+
+
+class Descent(Learner):
+    """The probes of a run, their optimizer and its schedule."""
+
+    def __init__(self, session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], num_steps: int) -> None:
+        """Make the optimizer and its schedule for `num_steps` steps."""
+        super().__init__(session, banks, layers)
+        settings = session.settings
+        self.parameters = [parameter for bank in banks.values() for parameter in bank.parameters()]
+        require(bool(self.parameters), f"the probe {settings.probe.kind!r} has no weights to learn")
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            fused=all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters),
+        )
+        self.scheduler = get_cosine_schedule_with_warmup(
+            self.optimizer, num_warmup_steps=round(settings.warmup * num_steps), num_training_steps=num_steps
+        )
+        self._start_step()
+
+    def learn(self, batch: Batch) -> None:
+        """Add the gradients of a micro-batch, one layer's graph at a time. See `Learner.learn`."""
+        if batch.inputs is None:
+            return
+        truth = self.encode(batch)
+        size = len(batch.names)
+        self.step_size += size
+
+        def learn(name: str, layer: int, prediction: Tensor) -> None:
+            loss = F.smooth_l1_loss(prediction, truth[name].to(prediction.device))
+            (loss * size).backward()
+            self.losses[name][layer] = self.losses[name][layer] + loss.detach() * size
+
+        self.session.predict(batch.inputs, self.banks, learn, gradients=True)
+
+    def finish_step(self) -> dict[str, Any]:
+        """Update the probes with the mean gradient over the step's images.
+
+        Returns:
+            The learning rate, and each target's loss by layer, which is None where the step has no good image and
+            changes nothing.
+
+        Raises:
+            InnerVisionError: a loss is not finite.
+        """
+        size, learning_rate = self.step_size, self.scheduler.get_last_lr()[0]
+        losses: Losses | None = None
+        if size:
+            losses = {
+                name: {layer: float(loss) / size for layer, loss in by_layer.items()}
+                for name, by_layer in self.losses.items()
+            }
+            self._check(losses)
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(size)
+            if self.session.settings.clip:
+                for bank in self.banks.values():
+                    for probe in bank.probes.values():
+                        nn.utils.clip_grad_norm_(probe.parameters(), self.session.settings.clip)
+            self.optimizer.step()
+            self.scheduler.step()
+        self.step += 1
+        self._start_step()
+        return {"learning_rate": learning_rate, "loss": losses}
+
+    def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
+        """Say how many steps were taken; the banks are as the last one left them."""
+        return {name: {"steps": self.step} for name in self.banks}
+
+    def state(self) -> dict[str, Any]:
+        """Give the state of probes, optimizer and schedule."""
+        return {
+            "banks": {name: bank.state_dict() for name, bank in self.banks.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See `Learner.load_state`."""
+        for name, bank in self.banks.items():
+            bank.load_state_dict(state["banks"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+    def _check(self, losses: Losses) -> None:
+        for name, by_layer in losses.items():
+            if wrong := [layer for layer, loss in by_layer.items() if not loss < float("inf")]:
+                raise InnerVisionError(
+                    f"the loss of {name} at layer {wrong[0]} is {by_layer[wrong[0]]} in step {self.step + 1}: "
+                    "try a smaller lr, clip=1, or probe_dtype=float32 and dtype=float32"
+                )
+
+    def _start_step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_size = 0
+        self.losses: dict[str, dict[int, Any]] = {name: dict.fromkeys(self.layers, 0.0) for name in self.banks}

@@ -1,0 +1,293 @@
+"""Exact probes: sums over one pass of the images, and their solution."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from innervision.data.loader import Batch
+from innervision.engine.learner import Learner
+from innervision.engine.session import Session
+from innervision.errors import require
+from innervision.probes import ProbeBank
+from innervision.probes.moments import (
+    FIT,
+    HELD_OUT,
+    FeatureMoments,
+    Solution,
+    StateMoments,
+    choose,
+    held_out_fifth,
+    solve,
+)
+from innervision.probes.ridge import Ridge
+
+FEWEST = 5
+"""Images without which nothing is held out and something fitted."""
+
+FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Of the images, after which the probes are solved to see what more images bring."""
+
+WORKING_COPIES = 10
+"""Matrices of D × D numbers in float64 that solving a layer holds at once, at most."""
+
+STILL_GAINS = 0.01
+"""Explained variance that the last doubling of the images must bring for more of them to be advised."""
+
+
+class Solver(Learner):
+    """The sums of a run's exact probes, for every layer."""
+
+    def __init__(
+        self, session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], names: Sequence[str]
+    ) -> None:
+        """Make room for the sums.
+
+        Args:
+            session: the models.
+            banks: of exact probes.
+            layers: to be probed.
+            names: of all images, of which a fifth is held out.
+
+        Raises:
+            InnerVisionError: there are too few images, or memory does not suffice.
+        """
+        super().__init__(session, banks, layers)
+        require(
+            len(names) >= FEWEST,
+            f"exact probes need at least {FEWEST} images, some to fit and some to choose the penalty; {len(names)} "
+            "were found",
+        )
+        self.held_out = held_out_fifth(names)
+        self.milestones = [fraction * len(names) for fraction in FRACTIONS]
+        self.cells = {name: self._probe(name, layers[0]).num_cells for name in banks}
+        """Number of cells that share a map, by target."""
+        bank = next(iter(banks.values()))
+        self.features = nn.ModuleDict()
+        self.states = nn.ModuleDict()
+        places: dict[nn.Module, torch.device] = {}
+        for name, cells in self.cells.items():
+            width = banks[name].info.num_tokens * banks[name].info.width // cells
+            self.features[name] = FeatureMoments(cells, width, _sum_dtype(session.mllm.device))
+            places[self.features[name]] = session.mllm.device
+        for layer, (cells, names) in product(layers, self._readings().items()):
+            widths = {name: self.features[name].pivot.shape[1] for name in names}
+            moments = StateMoments(cells, bank.info.widths[layer], widths, _sum_dtype(bank.device_of(layer)))
+            self.states[f"{layer}/{cells}"] = moments
+            places[moments] = bank.device_of(layer)
+        self.cost = _check_memory(places, self.states)
+        """What the sums take, in words."""
+        for moments, device in places.items():
+            moments.to_empty(device=device)
+            for buffer in moments.buffers():
+                buffer.zero_()
+        self.estimates: list[dict[str, Any]] = []
+        """Solutions over the first images: their number, and weights and means by target and layer."""
+
+    def learn(self, batch: Batch) -> None:
+        """Add a batch to the sums. See `Learner.learn`."""
+        if batch.inputs is None:
+            return
+        truth = self.encode(batch)
+        held_out = torch.tensor([name in self.held_out for name in batch.names])
+        features = {
+            name: self.features[name].add(values.reshape(len(values), self.cells[name], -1), held_out)
+            for name, values in truth.items()
+        }
+
+        def add(layer: int, states: Tensor, mask: Tensor, places: Tensor) -> None:
+            for cells, names in self._readings().items():
+                probe, moments = self._probe(names[0], layer), self._moments(layer, cells)
+                device = moments.sums.device
+                read, seen = probe.read(*(tensor.to(device) for tensor in (states, mask, places)), cells)
+                on_device = {name: features[name].to(device) for name in names}
+                product_dtype = torch.float64 if device.type == "cpu" else self.session.probe_dtype(device)
+                moments.add(read, seen, on_device, held_out.to(device), product_dtype)
+
+        self.session.read(batch.inputs, add, self.layers)
+        if self.milestones and self.count >= self.milestones[0]:
+            self._estimate()
+
+    def finish_step(self) -> dict[str, Any]:
+        """Count the step."""
+        self.step += 1
+        return {}
+
+    def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
+        """Solve for every layer and target, and say what the held-out images tell.
+
+        Returns:
+            By target, as `held_out` by layer: `penalty` (λ for states of unit variance; None = infinite), `images` and
+            `explained_variance` of the held-out images when so many images were seen, and `unseen`, the share of cells
+            that the MLLM was not shown.
+
+        Raises:
+            InnerVisionError: there is nothing to explain, or states are not finite.
+        """
+        for name, features in self.features.items():
+            self._check_features(name, features)
+        facts: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
+        jobs = [*product(self.layers, self._readings())]
+        for layer, cells in tqdm(jobs, desc="solving", unit="layer", disable=not progress, dynamic_ncols=True):
+            states = self._moments(layer, cells)
+            _check_states(layer, states)
+            features = {name: self.features[name] for name in states.targets}
+            for name, choice in choose(states, features).items():
+                device = choice.solution.weight.device
+                curve = [
+                    *((each["images"], _solution(each["solutions"][name][layer], device)) for each in self.estimates),
+                    (self.count, choice.solution),
+                ]
+                facts[name][layer] = {
+                    "penalty": None if math.isinf(choice.penalty) else choice.penalty,
+                    "images": [count for count, _ in curve],
+                    "explained_variance": [
+                        solution.explained(name, states, features[name], [HELD_OUT]) for _, solution in curve
+                    ],
+                    "unseen": 1 - float(states.counts.sum() / (features[name].images.sum() * cells)),
+                }
+                solution = solve(states, features[name], name, choice.penalty)
+                self._probe(name, layer).set_solution(
+                    solution.weight,
+                    states.pivot.to(solution.states_mean) + solution.states_mean,
+                    features[name].pivot.to(solution.features_mean) + solution.features_mean,
+                )
+        for name, by_layer in facts.items():
+            if line := _advice(name, by_layer):
+                tqdm.write(line)
+        return {name: {"held_out": by_layer} for name, by_layer in facts.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Give the sums, and the solutions on the way."""
+        return {
+            "features": self.features.state_dict(),
+            "states": self.states.state_dict(),
+            "milestones": self.milestones,
+            "estimates": self.estimates,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See `Learner.load_state`."""
+        self.features.load_state_dict(state["features"])
+        self.states.load_state_dict(state["states"])
+        self.milestones, self.estimates = state["milestones"], state["estimates"]
+
+    def _readings(self) -> dict[int, list[str]]:
+        """Give the targets that share the states in so many cells."""
+        return {cells: [name for name in self.cells if self.cells[name] == cells] for cells in self.cells.values()}
+
+    def _probe(self, name: str, layer: int) -> Ridge:
+        probe = self.banks[name].probes[str(layer)]
+        assert isinstance(probe, Ridge)
+        return probe
+
+    def _moments(self, layer: int, cells: int) -> StateMoments:
+        moments = self.states[f"{layer}/{cells}"]
+        assert isinstance(moments, StateMoments)
+        return moments
+
+    def _estimate(self) -> None:
+        """Solve for what was seen so far, and keep the maps: they are scored once all held-out images were seen."""
+        while self.milestones and self.count >= self.milestones[0]:
+            del self.milestones[0]
+        if not all(bool((features.images > 0).all()) for features in self.features.values()):
+            return
+        solutions: dict[str, dict[int, tuple[Tensor, ...]]] = {name: {} for name in self.banks}
+        for layer, cells in product(self.layers, self._readings()):
+            states = self._moments(layer, cells)
+            _check_states(layer, states)
+            for name, choice in choose(states, {name: self.features[name] for name in states.targets}).items():
+                found = choice.solution
+                tensors = (found.weight, found.states_mean, found.features_mean)
+                solutions[name][layer] = tuple(tensor.cpu() for tensor in tensors)
+        self.estimates.append({"images": self.count, "solutions": solutions})
+
+    def _check_features(self, name: str, features: FeatureMoments) -> None:
+        fitted, held_out = (int(features.images[part]) for part in (FIT, HELD_OUT))
+        require(
+            fitted > 0 and held_out > 0 and fitted + held_out >= FEWEST,
+            f"exact probes need at least {FEWEST} images, some to fit and some to choose the penalty; "
+            f"{fitted + held_out} could be read",
+        )
+        require(
+            features.varies(),
+            f"the features of {name} are the same in all {fitted + held_out} images: there is nothing to explain. "
+            "Give different images",
+        )
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    """Give the type of sums: float64 where it costs little."""
+    return torch.float64 if device.type == "cpu" else torch.float32
+
+
+def _solution(tensors: Sequence[Tensor], device: torch.device) -> Solution:
+    weight, states_mean, features_mean = (tensor.to(device) for tensor in tensors)
+    return Solution(weight, states_mean, features_mean)
+
+
+def _check_states(layer: int, states: StateMoments) -> None:
+    """See that a layer's sums are finite.
+
+    Raises:
+        InnerVisionError: they are not.
+    """
+    require(
+        bool(states.products.isfinite().all()),
+        f"layer {layer} has states that are not finite: try dtype=float32, or leave the layer out",
+    )
+
+
+def _check_memory(places: Mapping[nn.Module, torch.device], states: nn.ModuleDict) -> str:
+    """See that the sums fit into memory, before they are made.
+
+    Args:
+        places: the sums, which have no memory yet, and where they will be.
+        states: those of states.
+
+    Returns:
+        What they take, in words.
+
+    Raises:
+        InnerVisionError: a device has not enough.
+    """
+    needed: dict[torch.device, int] = {}
+    for moments, device in places.items():
+        size = sum(buffer.numel() * buffer.element_size() for buffer in moments.buffers())
+        needed[device] = needed.get(device, 0) + size
+    widest = max(moments.products.shape[1] for moments in states.values())
+    work = 8 * WORKING_COPIES * widest**2
+    for device, size in needed.items():
+        free = _free_memory(device)
+        require(
+            size + work <= free,
+            f"exact probes need {(size + work) / 2**30:.1f} GiB on {device} for their sums, where "
+            f"{free / 2**30:.1f} GiB are free: probe fewer layers (layers=every:4), or fewer targets",
+        )
+    operations = sum(moments.operations() for moments in states.values())
+    return f"{sum(needed.values()) / 2**30:.2g} GiB, and {operations / 1e12:.2g} TFLOP an image"
+
+
+def _free_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available if device.type in ("cpu", "mps") else math.inf
+
+
+def _advice(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | None:
+    """Say so if the last doubling of the images still brought something."""
+    gains = {layer: facts["explained_variance"][-1] - facts["explained_variance"][-2] for layer, facts in by_layer.items() if len(facts["images"]) > 1}
+    if not gains or max(gains.values()) <= STILL_GAINS:
+        return None
+    layer = max(gains, key=gains.__getitem__)
+    before, after = by_layer[layer]["images"][-2:]
+    return (
+        f"{name}: more images would help. From {before:,} to {after:,} images, the explained variance of those held out "
+        f"rose by {gains[layer]:.3f} at layer {layer}, and by more than {STILL_GAINS} at "
+        f"{sum(gain > STILL_GAINS for gain in gains.values())} of {len(gains)} layers"
+    )
