@@ -41,7 +41,7 @@ class Trained:
             images=str(write_noise_images(root / "images", 8, size=(40, 60))),
             out=str(self.run),
             layers="0,2",
-            probe=ProbeSettings(heads=2, dim_head=8),
+            probe=ProbeSettings(kind="resampler", heads=2, dim_head=8),
             epochs=1,
             batch_size=4,
             workers=0,

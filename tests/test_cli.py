@@ -39,7 +39,7 @@ def words(models: Path, tmp_path: Path) -> list[str]:
         *("--targets", f"gen={models / 'gen'}"),
         *("--images", str(models / "train")),
         *("--out", str(tmp_path / "run")),
-        *("--epochs", "1", "--batch-size", "3", "--workers", "0", "--device", "cpu"),
+        *("--probe.kind", "resampler", "--epochs", "1", "--batch-size", "3", "--workers", "0", "--device", "cpu"),
     ]
 
 
@@ -119,7 +119,7 @@ def test_run_yaml_says_what_the_run_was_made_with(words: list[str], tmp_path: Pa
         (["--tokens", "some"], 2, "tokens"),
         (["--epochs", "many"], 2, "epochs"),
         (["--epochs", "0"], 2, "epochs must be above 0"),
-        (["--probe.kind", "mlp"], 1, "known are blind, linear, resampler"),
+        (["--probe.kind", "mlp"], 1, "known are blind, linear, pooled, resampler, ridge"),
         (["--no-such-option"], 2, "no_such_option"),
         (["--epoch", "3"], 2, "--epoch"),
         (["--resume"], 1, "no run to resume"),

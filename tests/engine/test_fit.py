@@ -66,7 +66,7 @@ def settings(folder: Path, tmp_path: Path) -> TrainSettings:
         targets=f"depth={folder / 'depth'},gen={folder / 'gen'}",
         images=str(folder / "images"),
         out=str(tmp_path / "run"),
-        probe=ProbeSettings(heads=2, dim_head=8),
+        probe=ProbeSettings(kind="resampler", heads=2, dim_head=8),
         epochs=2,
         batch_size=5,
         micro_batch_size=2,
@@ -223,7 +223,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
             "save_minutes",
         )
     ]
-    words += ["--probe.heads=2", "--probe.dim_head=8"]
+    words += ["--probe.kind=resampler", "--probe.heads=2", "--probe.dim_head=8"]
     process = subprocess.Popen(
         [sys.executable, "-m", "innervision.cli", "train", *words],
         stdout=subprocess.DEVNULL,
@@ -458,6 +458,7 @@ def test_a_step_without_a_good_image_changes_nothing(tmp_path: Path) -> None:
         targets="known:backbone=stand-in",
         images=str(tmp_path / "images"),
         out=str(tmp_path / "run"),
+        probe=ProbeSettings(kind="resampler"),
         epochs=1,
         batch_size=1,
         max_bad=1,
@@ -501,8 +502,8 @@ def test_the_state_is_saved_by_the_clock(
     """Six steps of four minutes each, and a save after every ten minutes: after steps 3 and 6, which is the last."""
     clock, saved = iter(range(0, 10_000, 240)), []
     monkeypatch.setattr("innervision.engine.fit.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("innervision.engine.learner.Learner.save", lambda self, path: saved.append(self.step))
-    monkeypatch.setattr("innervision.engine.fit._finish", lambda plan: {})
+    monkeypatch.setattr("innervision.engine.descent.Descent.save", lambda self, path: saved.append(self.step))
+    monkeypatch.setattr("innervision.engine.fit._finish", lambda plan, progress: {})
     fit(replace(settings, save_minutes=10), mllm=mllm, targets=targets, progress=False)
     assert saved == [3, 6]
 

@@ -22,7 +22,7 @@ def curve(tmp_path: Path, mllm: StandInMLLM, positions: bool = False) -> pd.Data
         targets="known:backbone=stand-in",
         images=str(train),
         out=str(tmp_path / "run"),
-        probe=ProbeSettings(heads=4, dim_head=8, positions=positions),
+        probe=ProbeSettings(kind="resampler", heads=4, dim_head=8, positions=positions),
         epochs=30,
         batch_size=32,
         micro_batch_size=32,

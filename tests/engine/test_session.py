@@ -50,7 +50,7 @@ class Models:
                 targets=f"depth={root / 'depth'},seg={root / 'seg'}",
                 images=str(root / "images"),
                 out=str(self.run(protocol)),
-                probe=ProbeSettings(heads=2, dim_head=8),
+                probe=ProbeSettings(kind="resampler", heads=2, dim_head=8),
                 layers="1,3",
                 protocol=protocol,
                 epochs=1,

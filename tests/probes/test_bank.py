@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from innervision.config import ProbeSettings
 from innervision.errors import InnerVisionError
 from innervision.probes import ProbeBank, read_metadata
+from innervision.probes.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SomeTarget:
     width: int = 5
 
 
-SETTINGS = ProbeSettings(dim_head=2, heads=2)
+SETTINGS = ProbeSettings(kind="resampler", dim_head=2, heads=2)
 
 
 def saved(tmp_path: Path, **options: object) -> Path:
@@ -198,12 +199,12 @@ def test_what_stands_in_masked_tokens_does_not_matter(kind: str, poison: float) 
 def test_probes_with_positions_are_not_called_without_them() -> None:
     bank = ProbeBank.for_models(SomeMLLM(), SomeTarget(), [1], replace(SETTINGS, positions=True))
     states, mask = torch.randn(2, 7, 8), torch.ones(2, 7, dtype=torch.bool)
-    with pytest.raises(ValueError, match="made with positions: give the places"):
+    with pytest.raises(ValueError, match="read tokens by their places"):
         bank(1, states, mask)
-    assert bank(1, states, mask, torch.rand(2, 7, 2)).shape == (2, 4, 5)
+    assert bank(1, states, mask, torch.rand(2, 7, 4)).shape == (2, 4, 5)
 
 
-class Low(torch.nn.Module):
+class Low(Probe):
     """A kind of probe of another package, with a setting of its own."""
 
     def __init__(self, width_in: int, num_queries: int, width_out: int, settings: ProbeSettings, rank: int = 1) -> None:
@@ -211,9 +212,7 @@ class Low(torch.nn.Module):
         self.shape = num_queries, width_out
         self.down, self.up = torch.nn.Linear(width_in, rank), torch.nn.Linear(rank, num_queries * width_out)
 
-    def forward(
-        self, states: torch.Tensor, mask: torch.Tensor, place_codes: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, mask: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         return self.up(self.down(states.mean(dim=1))).unflatten(1, self.shape)
 
 
@@ -263,7 +262,7 @@ def test_a_probes_first_weights_depend_on_nothing_but_seed_target_and_layer() ->
 
 
 def test_an_unknown_kind_of_probe_is_refused() -> None:
-    with pytest.raises(InnerVisionError, match="known are blind, linear, resampler"):
+    with pytest.raises(InnerVisionError, match="known are blind, linear, pooled, resampler, ridge"):
         ProbeBank.for_models(SomeMLLM(), SomeTarget(), [1], ProbeSettings(kind="mlp"))
 
 

@@ -104,10 +104,10 @@ def test_without_positions_the_order_of_tokens_does_not_matter() -> None:
 
 def test_with_positions_it_does() -> None:
     torch.manual_seed(0)
-    probe = Resampler(24, 9, 16, ProbeSettings(dim_head=4, heads=2, positions=True))
+    probe = Resampler(24, 9, 16, ProbeSettings(kind="resampler", dim_head=4, heads=2, positions=True))
     states = torch.randn(2, 13, 24)
     mask = everything(states)
-    places = encode_places(mask, torch.full((2, 13, 2), float("nan")))
+    places = torch.full((2, 13, 4), float("nan"))
     assert not torch.allclose(probe(states, mask, places), probe(states.flip(1), mask, places), atol=1e-3)
 
 
@@ -116,14 +116,15 @@ def test_only_positions_let_a_resampler_learn_which_token_stands_where() -> None
     losses = {}
     for positions in (False, True):
         torch.manual_seed(0)
-        probe = Resampler(8, 4, 16, ProbeSettings(dim_head=8, heads=4, positions=positions))
+        probe = Resampler(8, 4, 16, ProbeSettings(kind="resampler", dim_head=8, heads=4, positions=positions))
         optimizer = torch.optim.AdamW(probe.parameters(), lr=5e-3)
         tokens, meaning = torch.randn(4, 8), F.layer_norm(torch.randn(4, 16), (16,))
         mask = torch.ones(32, 4, dtype=torch.bool)
-        grid = torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]).expand(32, 4, 2)
+        grid = torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
+        places = F.pad(grid, (0, 2), value=0.5).expand(32, 4, 4)
         for _ in range(200):
             order = torch.stack([torch.randperm(4) for _ in range(32)])
-            loss = F.smooth_l1_loss(probe(tokens[order], mask, encode_places(mask, grid)), meaning[order])
+            loss = F.smooth_l1_loss(probe(tokens[order], mask, places), meaning[order])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -233,7 +233,7 @@ def test_several_experts_of_a_run_are_scored_side_by_side(trained: Trained, tmp_
         images=str(root / "images"),
         out=str(tmp_path / "run"),
         layers="0",
-        probe=ProbeSettings(heads=2, dim_head=8),
+        probe=ProbeSettings(kind="resampler", heads=2, dim_head=8),
         epochs=1,
         batch_size=4,
         workers=0,

@@ -259,7 +259,7 @@ def _finish(plan: _Plan, progress: bool) -> dict[str, ProbeBank]:
     }
     found = learner.finish(progress)
     for name, bank in learner.banks.items():
-        bank.mean.copy_(learner.totals[name] / learner.count)
+        bank.mean.copy_(learner.mean(name))
         bank.save(run.probes(name), facts | found[name])
     run.state.unlink(missing_ok=True)
     return learner.banks

@@ -70,6 +70,10 @@ class Learner(ABC):
         self.count += len(batch.names)
         return truth
 
+    def mean(self, name: str) -> Tensor:
+        """Give the mean of a target's features over the images seen.  # (N, C) float64"""
+        return self.totals[name] / self.count
+
     def save(self, path: Path) -> None:
         """Write all that `restore` needs, atomically."""
         state = {"step": self.step, "count": self.count, "totals": self.totals, "bad": self.bad, **self.state()}

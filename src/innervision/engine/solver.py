@@ -96,7 +96,7 @@ class Solver(Learner):
         truth = self.encode(batch)
         held_out = torch.tensor([name in self.held_out for name in batch.names])
         features = {
-            name: self.features[name].add(values.reshape(len(values), self.cells[name], -1), held_out)
+            name: self._features(name).add(values.reshape(len(values), self.cells[name], -1), held_out)
             for name, values in truth.items()
         }
 
@@ -129,14 +129,14 @@ class Solver(Learner):
         Raises:
             InnerVisionError: there is nothing to explain, or states are not finite.
         """
-        for name, features in self.features.items():
-            self._check_features(name, features)
+        for name in self.banks:
+            self._check_features(name, self._features(name))
         facts: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
         jobs = [*product(self.layers, self._readings())]
         for layer, cells in tqdm(jobs, desc="solving", unit="layer", disable=not progress, dynamic_ncols=True):
             states = self._moments(layer, cells)
             _check_states(layer, states)
-            features = {name: self.features[name] for name in states.targets}
+            features = {name: self._features(name) for name in states.targets}
             for name, choice in choose(states, features).items():
                 device = choice.solution.weight.device
                 curve = [
@@ -152,15 +152,17 @@ class Solver(Learner):
                     "unseen": 1 - float(states.counts.sum() / (features[name].images.sum() * cells)),
                 }
                 solution = solve(states, features[name], name, choice.penalty)
-                self._probe(name, layer).set_solution(
-                    solution.weight,
-                    states.pivot.to(solution.states_mean) + solution.states_mean,
-                    features[name].pivot.to(solution.features_mean) + solution.features_mean,
-                )
+                states_mean = states.pivot.to(solution.states_mean) + solution.states_mean
+                features_mean = self.mean(name).view(solution.features_mean.shape)
+                self._probe(name, layer).set_solution(solution.weight, states_mean, features_mean)
         for name, by_layer in facts.items():
             if line := _advice(name, by_layer):
                 tqdm.write(line)
         return {name: {"held_out": by_layer} for name, by_layer in facts.items()}
+
+    def mean(self, name: str) -> Tensor:
+        """See `Learner.mean`: from the sums, which are more exact."""
+        return self._features(name).mean([FIT, HELD_OUT]).cpu().view(self.banks[name].mean.shape)
 
     def state(self) -> dict[str, Any]:
         """Give the sums, and the solutions on the way."""
@@ -186,6 +188,11 @@ class Solver(Learner):
         assert isinstance(probe, Ridge)
         return probe
 
+    def _features(self, name: str) -> FeatureMoments:
+        moments = self.features[name]
+        assert isinstance(moments, FeatureMoments)
+        return moments
+
     def _moments(self, layer: int, cells: int) -> StateMoments:
         moments = self.states[f"{layer}/{cells}"]
         assert isinstance(moments, StateMoments)
@@ -201,7 +208,7 @@ class Solver(Learner):
         for layer, cells in product(self.layers, self._readings()):
             states = self._moments(layer, cells)
             _check_states(layer, states)
-            for name, choice in choose(states, {name: self.features[name] for name in states.targets}).items():
+            for name, choice in choose(states, {name: self._features(name) for name in states.targets}).items():
                 found = choice.solution
                 tensors = (found.weight, found.states_mean, found.features_mean)
                 solutions[name][layer] = tuple(tensor.cpu() for tensor in tensors)
@@ -266,11 +273,17 @@ def _check_memory(places: Mapping[nn.Module, torch.device], states: nn.ModuleDic
         free = _free_memory(device)
         require(
             size + work <= free,
-            f"exact probes need {(size + work) / 2**30:.1f} GiB on {device} for their sums, where "
-            f"{free / 2**30:.1f} GiB are free: probe fewer layers (layers=every:4), or fewer targets",
+            f"exact probes need {_in_units(size + work, 'B')} of memory on {device} for their sums, where "
+            f"{_in_units(free, 'B')} are free: probe fewer layers (layers=every:4), or fewer targets",
         )
     operations = sum(moments.operations() for moments in states.values())
-    return f"{sum(needed.values()) / 2**30:.2g} GiB, and {operations / 1e12:.2g} TFLOP an image"
+    return f"{_in_units(sum(needed.values()), 'B')} of memory, and {_in_units(operations, 'FLOP')} an image"
+
+
+def _in_units(number: float, unit: str) -> str:
+    """Write a number with a prefix: k, M, G or T."""
+    power = min(int(math.log10(max(number, 1))) // 3, 4)
+    return f"{number / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}{unit}"
 
 
 def _free_memory(device: torch.device) -> float:
@@ -281,7 +294,11 @@ def _free_memory(device: torch.device) -> float:
 
 def _advice(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | None:
     """Say so if the last doubling of the images still brought something."""
-    gains = {layer: facts["explained_variance"][-1] - facts["explained_variance"][-2] for layer, facts in by_layer.items() if len(facts["images"]) > 1}
+    gains = {
+        layer: facts["explained_variance"][-1] - facts["explained_variance"][-2]
+        for layer, facts in by_layer.items()
+        if len(facts["images"]) > 1
+    }
     if not gains or max(gains.values()) <= STILL_GAINS:
         return None
     layer = max(gains, key=gains.__getitem__)

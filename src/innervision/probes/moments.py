@@ -64,6 +64,10 @@ class FeatureMoments(nn.Module):
             self.images[part] += rows.sum()
         return away
 
+    def mean(self, parts: list[int]) -> Tensor:
+        """Give the mean features over the images of some parts.  # (N, C) float64"""
+        return _double(self.pivot) + _features_mean(self, parts)
+
     def varies(self) -> bool:
         """Tell whether the features differ between images."""
         return _variance(self, _features_mean(self, [FIT, HELD_OUT]), [FIT, HELD_OUT]) > 0
