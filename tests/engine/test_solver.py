@@ -1,9 +1,7 @@
 """Exact probes on tiny real models: what they are solved from, resuming, and what is refused."""
 
-import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import Ridge
 
-from innervision.config import EvaluateSettings, ProbeSettings, TrainSettings
+from innervision.config import EvaluateSettings, TrainSettings
 from innervision.data import find_images, read_image
 from innervision.engine.evaluate import evaluate_similarity
 from innervision.engine.fit import fit
@@ -208,7 +206,7 @@ def test_settings_of_trained_probes_are_refused(settings: TrainSettings, changes
 
 def test_too_few_images_are_refused(settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path) -> None:
     few = replace(settings, images=str(write_noise_images(tmp_path / "few", 4)))
-    with pytest.raises(InnerVisionError, match="at least 5 images.* 4 were found"):
+    with pytest.raises(InnerVisionError, match=r"at least 5 images.* 4 were found"):
         fit(few, mllm=mllm, targets=targets, progress=False)
 
 

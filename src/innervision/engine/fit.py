@@ -18,8 +18,8 @@ from innervision.checkpoints.identity import absolute
 from innervision.config import VISION, TrainSettings, parse_layers
 from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, load_batches
-from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.descent import Descent
+from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.learner import Learner
 from innervision.engine.log import TrainingLog
 from innervision.engine.run import RunFolder
@@ -164,8 +164,8 @@ def _is_exact(settings: TrainSettings) -> bool:
     defaults = {field.name: field.default for field in fields(TrainSettings)}
     if given := [name for name in OF_TRAINED_PROBES if getattr(settings, name) != defaults[name]]:
         raise InnerVisionError(
-            f"{settings.probe.kind} probes are solved in one pass, without {', '.join(given)}: leave that out, or train "
-            "probes with probe.kind=resampler"
+            f"{settings.probe.kind} probes are solved in one pass, without {', '.join(given)}: leave that out, or "
+            "train probes with probe.kind=resampler"
         )
     return True
 

@@ -70,21 +70,22 @@ class Solver(Learner):
         bank = next(iter(banks.values()))
         self.features = nn.ModuleDict()
         self.states = nn.ModuleDict()
-        places: dict[nn.Module, torch.device] = {}
+        places: dict[FeatureMoments | StateMoments, torch.device] = {}
         for name, cells in self.cells.items():
             width = banks[name].info.num_tokens * banks[name].info.width // cells
-            self.features[name] = FeatureMoments(cells, width, _sum_dtype(session.mllm.device))
-            places[self.features[name]] = session.mllm.device
+            sums = FeatureMoments(cells, width, _sum_dtype(session.mllm.device))
+            self.features[name] = sums
+            places[sums] = session.mllm.device
         for layer, (cells, names) in product(layers, self._readings().items()):
-            widths = {name: self.features[name].pivot.shape[1] for name in names}
+            widths = {name: self._features(name).pivot.shape[1] for name in names}
             moments = StateMoments(cells, bank.info.widths[layer], widths, _sum_dtype(bank.device_of(layer)))
             self.states[f"{layer}/{cells}"] = moments
             places[moments] = bank.device_of(layer)
-        self.cost = _check_memory(places, self.states)
+        self.cost = _check_memory(places)
         """What the sums take, in words."""
-        for moments, device in places.items():
-            moments.to_empty(device=device)
-            for buffer in moments.buffers():
+        for module, device in places.items():
+            module.to_empty(device=device)
+            for buffer in module.buffers():
                 buffer.zero_()
         self.estimates: list[dict[str, Any]] = []
         """Solutions over the first images: their number, and weights and means by target and layer."""
@@ -104,7 +105,7 @@ class Solver(Learner):
             for cells, names in self._readings().items():
                 probe, moments = self._probe(names[0], layer), self._moments(layer, cells)
                 device = moments.sums.device
-                read, seen = probe.read(*(tensor.to(device) for tensor in (states, mask, places)), cells)
+                read, seen = probe.read(states.to(device), mask.to(device), places.to(device), cells)
                 on_device = {name: features[name].to(device) for name in names}
                 product_dtype = torch.float64 if device.type == "cpu" else self.session.probe_dtype(device)
                 moments.add(read, seen, on_device, held_out.to(device), product_dtype)
@@ -202,7 +203,7 @@ class Solver(Learner):
         """Solve for what was seen so far, and keep the maps: they are scored once all held-out images were seen."""
         while self.milestones and self.count >= self.milestones[0]:
             del self.milestones[0]
-        if not all(bool((features.images > 0).all()) for features in self.features.values()):
+        if not all(bool((self._features(name).images > 0).all()) for name in self.banks):
             return
         solutions: dict[str, dict[int, tuple[Tensor, ...]]] = {name: {} for name in self.banks}
         for layer, cells in product(self.layers, self._readings()):
@@ -250,12 +251,11 @@ def _check_states(layer: int, states: StateMoments) -> None:
     )
 
 
-def _check_memory(places: Mapping[nn.Module, torch.device], states: nn.ModuleDict) -> str:
+def _check_memory(places: Mapping[FeatureMoments | StateMoments, torch.device]) -> str:
     """See that the sums fit into memory, before they are made.
 
     Args:
         places: the sums, which have no memory yet, and where they will be.
-        states: those of states.
 
     Returns:
         What they take, in words.
@@ -267,8 +267,8 @@ def _check_memory(places: Mapping[nn.Module, torch.device], states: nn.ModuleDic
     for moments, device in places.items():
         size = sum(buffer.numel() * buffer.element_size() for buffer in moments.buffers())
         needed[device] = needed.get(device, 0) + size
-    widest = max(moments.products.shape[1] for moments in states.values())
-    work = 8 * WORKING_COPIES * widest**2
+    of_states = [moments for moments in places if isinstance(moments, StateMoments)]
+    work = 8 * WORKING_COPIES * max(moments.products.shape[1] for moments in of_states) ** 2
     for device, size in needed.items():
         free = _free_memory(device)
         require(
@@ -276,7 +276,7 @@ def _check_memory(places: Mapping[nn.Module, torch.device], states: nn.ModuleDic
             f"exact probes need {_in_units(size + work, 'B')} of memory on {device} for their sums, where "
             f"{_in_units(free, 'B')} are free: probe fewer layers (layers=every:4), or fewer targets",
         )
-    operations = sum(moments.operations() for moments in states.values())
+    operations = sum(moments.operations() for moments in of_states)
     return f"{_in_units(sum(needed.values()), 'B')} of memory, and {_in_units(operations, 'FLOP')} an image"
 
 
@@ -304,7 +304,7 @@ def _advice(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | None:
     layer = max(gains, key=gains.__getitem__)
     before, after = by_layer[layer]["images"][-2:]
     return (
-        f"{name}: more images would help. From {before:,} to {after:,} images, the explained variance of those held out "
-        f"rose by {gains[layer]:.3f} at layer {layer}, and by more than {STILL_GAINS} at "
+        f"{name}: more images would help. From {before:,} to {after:,} images, the explained variance of those held "
+        f"out rose by {gains[layer]:.3f} at layer {layer}, and by more than {STILL_GAINS} at "
         f"{sum(gain > STILL_GAINS for gain in gains.values())} of {len(gains)} layers"
     )

@@ -33,11 +33,11 @@ def grid_side(num_cells: int) -> int:
 def read_cells(states: Tensor, mask: Tensor, places: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
     """Interpolate a layer's states between its tokens, to the cells of a square map over the whole image.
 
-    A token weighs (1 - |Δrow|/h) (1 - |Δcolumn|/w) at a cell, and nothing beyond; h and w are the sizes of the token, or
-    of the cell where that is larger. On a full grid of tokens this is bilinear interpolation with antialiasing. Where
-    tokens of several scales stand for a cell (tiles, and a picture of the whole beside them), the finest are read: they
-    know best what is there, and a mixture that changes from cell to cell could not be read by one linear map. A cell is
-    seen where its centre lies in a token; what an image processor crops away is not.
+    A token weighs (1 - |Δrow|/h) (1 - |Δcolumn|/w) at a cell, and nothing beyond; h and w are the sizes of the token,
+    or of the cell where that is larger. On a full grid of tokens this is bilinear interpolation with antialiasing.
+    Where tokens of several scales stand for a cell (tiles, and a picture of the whole beside them), the finest are
+    read: they know best what is there, and a mixture that changes from cell to cell could not be read by one linear
+    map. A cell is seen where its centre lies in a token; what an image processor crops away is not.
 
     Args:
         states: (B, T, D) in any floating-point type.

@@ -169,8 +169,8 @@ class Solution:
     def explained(self, name: str, states: StateMoments, features: FeatureMoments, parts: list[int]) -> float:
         """Give the share of the variance about the means that the map explains, of some parts of the images.
 
-        It is 1 - Σ|y - prediction|² / Σ|y - features_mean|² over all cells; in those that are not seen the prediction is
-        the mean. NaN where there is nothing to explain.
+        It is 1 - Σ|y - prediction|² / Σ|y - features_mean|² over all cells; in those that are not seen the prediction
+        is the mean. NaN where there is nothing to explain.
         """
         products = states.about(self.states_mean, parts)
         with_features = states.about_with(name, self.states_mean, self.features_mean, parts)
@@ -194,13 +194,13 @@ def choose(states: StateMoments, features: dict[str, FeatureMoments]) -> dict[st
     fitted, held_out = states.about(mean, [FIT]), states.about(mean, [HELD_OUT])
     rows = float(states.counts[FIT].sum())
     found: dict[str, Choice] = {}
-    sums = {}
+    sums: dict[str, tuple[Tensor, Tensor, float]] = {}
     for name in states.targets:
         features_mean = _features_mean(features[name], [FIT])
-        parts = [states.about_with(name, mean, features_mean, [part]) for part in (FIT, HELD_OUT)]
+        of_fitted, of_held_out = (states.about_with(name, mean, features_mean, [part]) for part in (FIT, HELD_OUT))
         variance = _variance(features[name], features_mean, [HELD_OUT])
-        sums[name] = *parts, variance
-        nothing = Solution(torch.zeros_like(parts[0]), mean, features_mean)
+        sums[name] = of_fitted, of_held_out, variance
+        nothing = Solution(torch.zeros_like(of_fitted), mean, features_mean)
         found[name] = Choice(nothing, math.inf, 0.0 if variance > 0 else math.nan)
     system = _System(fitted, states, mean, rows)
     for penalty in (share * rows for share in PENALTIES):

@@ -13,8 +13,8 @@ from innervision.probes.probe import Probe
 class Ridge(Probe):
     """Predicts ȳ + (x - x̄) W in every cell: x is the layer's states there, x̄ and ȳ are means over training images.
 
-    One map W serves all cells. A target of one cell is read from the mean of the visible tokens. In a cell that the MLLM
-    never saw, the prediction is the mean feature.
+    One map W serves all cells. A target of one cell is read from the mean of the visible tokens. In a cell that the
+    MLLM never saw, the prediction is the mean feature.
     """
 
     exact = True
