@@ -38,8 +38,9 @@ from innervision.tasks.similarity import Similarity
 def evaluate_similarity(path: str | Path, settings: EvaluateSettings, **options: Any) -> Path:
     """Score every layer's prediction by its similarity to the expert's features.
 
-    Written per image: `probe`, the prediction; `shuffled`, the prediction for another image, drawn at random; `mean`,
-    the mean feature of the training images. See `innervision.metrics.similarity`; for the options see `evaluate`.
+    Written per image: `probe`, the prediction; `shuffled`, the prediction for another image, drawn at random; `blank`,
+    the prediction for a plain grey image; `mean`, the mean feature of the training images. See
+    `innervision.metrics.similarity`; for the options see `evaluate`.
     """
     return evaluate(path, Similarity(settings), **options)
 
@@ -118,7 +119,9 @@ def evaluate(
             banks[target.name].check(session.mllm, target)
             session.place(banks[target.name]).eval()
         evaluation.prepare(session.targets)
-        plan = _Plan(evaluation, session, banks, table, BadImages(evaluation.images, evaluation.settings.max_bad))
+        blank = session.predict_blank(banks)
+        bad = BadImages(evaluation.images, evaluation.settings.max_bad)
+        plan = _Plan(evaluation, session, banks, blank, table, bad)
         _loop(plan, rank, progress)
         rank.first(lambda: _finish(plan))
     return table.path
@@ -131,6 +134,8 @@ class _Plan:
     evaluation: Evaluation
     session: Session
     banks: dict[str, ProbeBank]
+    blank: dict[str, dict[int, Tensor]]
+    """By target and layer: the prediction where the MLLM is shown a plain grey image."""
     table: ScoreTable
     bad: BadImages
 
@@ -218,7 +223,7 @@ def _score(plan: _Plan, batch: Batch) -> Findings:
     if batch.inputs is None:
         return findings
     comparisons = {
-        target.name: plan.evaluation.compare(batch, target, plan.banks[target.name].mean)
+        target.name: plan.evaluation.compare(batch, target, plan.banks[target.name].mean, plan.blank[target.name])
         for target in plan.session.targets
     }
 

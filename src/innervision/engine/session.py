@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import PIL.Image
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -23,6 +24,9 @@ from innervision.original.protocol import PROTOCOLS
 from innervision.probes import ProbeBank
 from innervision.targets import load_targets
 from innervision.targets.target import Target
+
+BLANK_SIZE, BLANK_COLOUR = (448, 448), (128, 128, 128)
+"""Of the image that shows nothing."""
 
 Reader = Callable[[int, Tensor, Tensor, Tensor], None]
 """Called with a layer's number, its states (B, T, D), the tokens to read (B, T) bool and their places (B, T, 2)."""
@@ -157,6 +161,21 @@ class Session:
                     receive(name, layer, prediction)
 
         self.read(inputs, read, next(iter(banks.values())).layers)
+
+    def predict_blank(self, banks: Mapping[str, ProbeBank]) -> dict[str, dict[int, Tensor]]:
+        """Give what probes predict where the MLLM is shown a plain grey square: what the prompt and their constants do.
+
+        Returns:
+            By target and layer: (N, C) float32, on the device of the probe.
+        """
+        found: dict[str, dict[int, Tensor]] = {name: {} for name in banks}
+
+        def receive(name: str, layer: int, prediction: Tensor) -> None:
+            found[name][layer] = prediction[0]
+
+        inputs, _ = self.prepare(PIL.Image.new("RGB", BLANK_SIZE, BLANK_COLOUR))
+        self.predict(inputs, banks, receive)
+        return found
 
     def place(self, bank: ProbeBank) -> ProbeBank:
         """Bring each probe to the device of its layer."""

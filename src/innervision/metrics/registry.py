@@ -37,7 +37,7 @@ class Metric:
     """Whether it needs the mean feature of the training images."""
     main: bool = False
     """Whether it is drawn where no metric is asked for."""
-    floors: tuple[str, ...] = ("shuffled", "zero", "mean")
+    floors: tuple[str, ...] = ("shuffled", "blank", "zero", "mean")
     """The sources that say what a useless prediction scores."""
 
     def __post_init__(self) -> None:
@@ -65,7 +65,8 @@ class Metric:
             raise ValueError(f"number_format of the metric {self.key!r} is {self.number_format!r}: {error}") from error
 
 
-_of_image = partial(Metric, floors=("shuffled", "mean"))
+_of_image = partial(Metric, floors=("shuffled", "blank", "mean"))
+_of_split = partial(Metric, share=True, floors=("shuffled", "blank"))
 _of_set = partial(Metric, higher_is_better=False, of_set=True, floors=("mean",))  # shuffled, it is the same set
 
 _METRICS = (
@@ -76,6 +77,16 @@ _METRICS = (
         axis="accuracy over point pairs",
         share=True,
         main=True,
+    ),
+    _of_split(
+        "accuracy_mean_right",
+        "accuracy, mean right",
+        "the same over the pairs that the map of the mean feature gets right: the height in the image tells most",
+    ),
+    _of_split(
+        "accuracy_mean_wrong",
+        "accuracy, mean wrong",
+        "the same over the pairs that the map of the mean feature gets wrong: only this image can tell",
     ),
     _of_image(
         "ties",

@@ -30,6 +30,12 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 GREY = "#666666"
 
+FLOORS: dict[str, tuple[Any, str]] = {
+    "shuffled": (":", "another image (shuffled)"),
+    "blank": ((0, (1, 4)), "a grey image (blank)"),
+}
+"""Sources that have a score for each layer beside the probe's: their line's style and name."""
+
 LEVELS: dict[str, tuple[Any, str]] = {
     "mean": ("--", "mean feature (no MLLM)"),
     "zero": ((0, (6, 1, 1, 1, 1, 1)), "zero feature (no MLLM)"),
@@ -260,8 +266,8 @@ def _mllm(run: Path) -> str:
 def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: Metric, key: str, depth: int) -> None:
     """Draw the lines of all runs for one target and metric; `key` is the metric's in the table."""
     for curve in curves:
-        if "shuffled" in metric.floors:
-            _draw_line(panel, curve, target, key, "shuffled", depth)
+        for floor in [floor for floor in FLOORS if floor in metric.floors]:
+            _draw_line(panel, curve, target, key, floor, depth)
         _draw_line(panel, curve, target, key, "probe", depth)
     for source, (linestyle, _) in LEVELS.items():
         if source in ("mean", "zero") and source not in metric.floors:
@@ -291,8 +297,8 @@ def _draw_line(panel: Axes, curve: Curve, target: str, metric: str, source: str,
     layers, mean, low, high = (rows[name].to_numpy(float) for name in ("layer", "mean", "low", "high"))
     x = _positions(layers, depth)
     style: dict[str, Any] = {"color": curve.color, "label": f"{source}: {curve.label}"}
-    if source == "shuffled":
-        panel.plot(x, mean, linestyle=":", linewidth=0.9, **style)
+    if source in FLOORS:
+        panel.plot(x, mean, linestyle=FLOORS[source][0], linewidth=0.9, **style)
     else:
         within, before = layers >= 1, layers < 1
         marker = "o" if within.sum() <= 12 else None
@@ -321,11 +327,9 @@ def _add_legend(figure: Figure, curves: list[Curve], metrics: set[str]) -> None:
         Line2D([], [], color=curve.color, linewidth=1.4, label=textwrap.fill(f"probe of {curve.label}", 46))
         for curve in curves
     ]
-    if "shuffled" in sources:
-        entries.append(Line2D([], [], color=GREY, linestyle=":", label="another image (shuffled)"))
     entries += [
         Line2D([], [], color=GREY, linestyle=linestyle, label=name)
-        for source, (linestyle, name) in LEVELS.items()
+        for source, (linestyle, name) in (FLOORS | LEVELS).items()
         if source in sources
     ]
     over = f"{images.pop():,} images" if len(images) == 1 else "images"

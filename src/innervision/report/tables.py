@@ -16,12 +16,16 @@ from innervision.report.jackknife import jackknife
 SOURCES = {
     "probe": "the probe's prediction for the image",
     "shuffled": "the same probe's prediction for another image",
+    "blank": "the prediction where the MLLM is shown a plain grey image",
     "zero": "a feature of zeros, which needs no MLLM",
     "mean": "the mean feature of the training images, which needs no MLLM",
     "expert": "the expert's own features, in the place of a prediction",
     "plain": "the expert as it is",
 }
 """Where the scored features come from."""
+
+BESIDE = ("shuffled", "blank")
+"""Floors that every layer has, shown beside the probe's score."""
 
 KEYS = ["target", "source", "layer", "metric", "protocol"]
 MOST_GROUPS = 12
@@ -153,7 +157,7 @@ def _format_rule(table: pd.DataFrame, cell: str, metrics: Metrics, made: str) ->
     layers = _layers(rows)
     lines: list[Line] = [("vision" if layer == -1 else str(layer), "probe", layer) for layer in layers]
     lines += [("avg", "probe", None)] if rows["layer"].isna().any() and layers[-1:] > [0] else []
-    lines += [(source, source, None) for source in sources if source not in ("probe", "shuffled")]
+    lines += [(source, source, None) for source in sources if source not in ("probe", *BESIDE)]
     blocks = [_metric_block(find_metric(key, metrics), rows[rows["metric"] == key], lines, cell) for key in shown]
     images = _count(rows["images"])
     title = f"{rows['target'].iloc[0]}: {images} {'image' if images == '1' else 'images'}, "
@@ -229,12 +233,11 @@ def _metric_block(metric: Metric, rows: pd.DataFrame, lines: list[Line], name: s
     """Give two header lines and the cells of `lines`, right-aligned to one width."""
     cells = _cells(rows)
     scores = [_with_interval(cells.get((source, layer)), metric) for _, source, layer in lines]
-    if "shuffled" not in set(rows["source"]):
-        return _align([metric.name, f"{name} [low, high]", *scores])
-    beside = [cells.get(("shuffled", layer)) if source == "probe" else None for _, source, layer in lines]
-    numbers = _align([_number(row, metric) for row in beside])
-    both = (f"{score} {number}" for score, number in zip(scores, numbers, strict=True))
-    return _align([metric.name, f"{name} [low, high] shuffled", *both])
+    columns = [_align([f"{name} [low, high]", *scores])]
+    for floor in [floor for floor in BESIDE if floor in set(rows["source"])]:
+        beside = [cells.get((floor, layer)) if source == "probe" else None for _, source, layer in lines]
+        columns.append(_align([floor, *(_number(row, metric) for row in beside)]))
+    return _align([metric.name, *(" ".join(line) for line in zip(*columns, strict=True))])
 
 
 def _align(lines: list[str]) -> list[str]:

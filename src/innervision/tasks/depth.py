@@ -1,6 +1,6 @@
 """Depth: of two points, which is closer? Scored on DA-2K."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,22 +9,27 @@ from torch import Tensor
 
 from innervision.config import Protocol, TaskSettings
 from innervision.data.da2k import PointPairs, read_da2k
+from innervision.data.loader import Batch
 from innervision.metrics.pairs import Verdicts, sample, verdicts
 from innervision.original.scoring import paper_sample, paper_verdicts
-from innervision.targets.target import Maps, Target
-from innervision.tasks.evaluation import Scores
+from innervision.targets.target import Context, Maps, Target
+from innervision.tasks.evaluation import Comparison, Scores
 from innervision.tasks.task import Task
 
 
 class Question(NamedTuple):
-    """Pairs of points, and the size of their image."""
+    """Pairs of points, and the name and size of their image."""
 
+    name: str
     pairs: PointPairs
     size: tuple[int, int]  # height, width
 
 
 class Depth(Task):
     """Accuracy over pairs of points, overall and by scene type, and the share of ties.
+
+    Accuracy is split, too: into the pairs that the map of the mean feature gets right, since the height in the image
+    gives many away, and those that it gets wrong.
 
     The map is stretched to the image's own size, from which it was squashed. `standard`: the float map, and a tie is
     wrong. `paper`: as the original, 8 bits, and a tie counts for the first point.
@@ -39,6 +44,8 @@ class Depth(Task):
         benchmark = read_da2k(settings.data)
         self.images, self.pairs = benchmark.images, benchmark.pairs
         self.annotations = benchmark.fingerprint()
+        self.by_mean: dict[str, dict[str, Tensor]] = {}
+        """By target and image of the batch at work: which pairs the mean feature gets right, where it is known."""
 
     def plan(self) -> dict[str, Any]:
         """Name the pairs. See `Evaluation.plan`."""
@@ -46,7 +53,17 @@ class Depth(Task):
 
     def truth(self, name: str, image: Image) -> Question:
         """Give the image's pairs. See `Task.truth`."""
-        return Question(self.pairs[name], (image.height, image.width))
+        return Question(name, self.pairs[name], (image.height, image.width))
+
+    def compare(self, batch: Batch, target: Target, mean: Tensor, blank: Mapping[int, Tensor]) -> Comparison:
+        """See first which pairs the mean feature gets right. See `Evaluation.compare`."""
+        self.by_mean[target.name] = {}
+        if mean.isfinite().all():
+            features = mean[None].to(target.device)
+            [depth] = target.decode(features, Context(features))
+            verdicts = {truth.name: _judge(depth.cpu(), truth).right for truth in batch.truths}
+            self.by_mean[target.name] = verdicts
+        return super().compare(batch, target, mean, blank)
 
     def score(self, outputs: Maps, truths: Sequence[Question], target: Target) -> list[Scores]:
         """Score maps (M, H, W). See `Task.score`."""
@@ -65,7 +82,19 @@ class Depth(Task):
             for protocol, accuracy in right.items()
             for groups in ((None, scene_types) if any(scene_types) else (None,))
         ]
-        return [*scores, Scores("ties", _shares([verdicts.tied for verdicts in found]), weights)]
+        scores.append(Scores("ties", _shares([verdicts.tied for verdicts in found]), weights))
+        if by_mean := self.by_mean[target.name]:
+            right_by_mean = [by_mean[truth.name] for truth in truths]
+            for metric, parts in (
+                ("accuracy_mean_right", right_by_mean),
+                ("accuracy_mean_wrong", [~part for part in right_by_mean]),
+            ):
+                rows = [row for row, part in enumerate(parts) if part.any()]
+                if rows:
+                    of_part = [found[row].right[parts[row]] for row in rows]
+                    sizes = torch.tensor([len(each) for each in of_part]).double()
+                    scores.append(Scores(metric, _shares(of_part), sizes, labels=rows))
+        return scores
 
 
 def _judge(depth: Tensor, truth: Question) -> Verdicts:

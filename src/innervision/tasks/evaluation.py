@@ -24,7 +24,7 @@ class Label(NamedTuple):
     layer: int | None
     """None where the prediction belongs to no layer."""
     source: str
-    """probe, shuffled, mean, zero, expert or plain."""
+    """probe, shuffled, blank, mean, zero, expert or plain."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,14 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
-    def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
+    def compare(self, batch: Batch, target: Target, mean: Tensor, blank: Mapping[int, Tensor]) -> Comparison:
         """Begin with a batch and a target: look at what does not depend on the layer.
 
         Args:
             batch: of images and their partners.
             target: whose features are predicted.
             mean: (N, C), the mean of the target's features over the training images; NaN where it is not known.
+            blank: by layer, the prediction (N, C) where the MLLM is shown a plain grey image.
         """
 
     def conclude(self, kept: Kept) -> Iterator[tuple[Sequence[Label], Scores]]:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -91,7 +91,7 @@ class Gen(Task):
         """Give the real image as the vision model takes it, by protocol, unless its features are known."""
         return {view: prepare([image])[0] for view, prepare in self.views_of_truth.items()}
 
-    def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
+    def compare(self, batch: Batch, target: Target, mean: Tensor, blank: Mapping[int, Tensor]) -> Comparison:
         """Describe the real images as well. See `Evaluation.compare`."""
         if self.known:
             real = {view: torch.from_numpy(array) for view, array in self.known.of(batch.names).items()}
@@ -99,7 +99,7 @@ class Gen(Task):
             shown = {view: torch.stack([pixels[view] for pixels in batch.truths]) for view in self.views}
             real = {view: self._describe(view, pixels) for view, pixels in shown.items()}
         drawing = target.drawing(self.settings) if isinstance(target, GenTarget) else target
-        comparison = super().compare(batch, drawing, mean)
+        comparison = super().compare(batch, drawing, mean, blank)
         comparison.findings.arrays[target.name, "real", None] = real
         return comparison
 

@@ -35,7 +35,7 @@ class Seg(Task):
 
     name = "seg"
     kind = "seg"
-    sources = ("probe", "shuffled", "zero", "mean", "expert", "plain")
+    sources = ("probe", "shuffled", "blank", "zero", "mean", "expert", "plain")
 
     def __init__(self, settings: TaskSettings) -> None:
         """Read which maps there are. See `Task`."""

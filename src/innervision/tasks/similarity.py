@@ -30,14 +30,16 @@ class Similarity(Evaluation):
         """Take all targets. See `Evaluation.choose`."""
         return list(kinds)
 
-    def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
+    def compare(self, batch: Batch, target: Target, mean: Tensor, blank: Mapping[int, Tensor]) -> Comparison:
         """Encode the batch, and score the mean feature. See `Evaluation.compare`."""
-        return _Comparison(batch, target, mean, self.protocol)
+        return _Comparison(batch, target, mean, blank, self.protocol)
 
 
 class _Comparison(Comparison):
-    def __init__(self, batch: Batch, target: Target, mean: Tensor, protocol: Protocol) -> None:
-        self.batch, self.target, self.protocol = batch, target.name, protocol
+    def __init__(
+        self, batch: Batch, target: Target, mean: Tensor, blank: Mapping[int, Tensor], protocol: Protocol
+    ) -> None:
+        self.batch, self.target, self.blank, self.protocol = batch, target.name, blank, protocol
         truth = target.encode(batch.pixels[target.name])  # (B, N, C), and a row for the partner of the last image
         if truth.device.type == "mps":  # which has no float64
             truth = truth.cpu()
@@ -54,6 +56,8 @@ class _Comparison(Comparison):
         self._score(layer, "probe", prediction, [*range(len(prediction))])
         if self.batch.partners:
             self._score(layer, "shuffled", prediction, [*self.batch.partners.values()])
+        blank = self.blank[layer].to(prediction.device).expand_as(prediction)
+        self._score(layer, "blank", blank, [*range(len(prediction))])
 
     def finish(self) -> Findings:
         return self.findings

@@ -28,13 +28,14 @@ class Task(Evaluation):
     """Of the targets whose predictions it decodes."""
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     """Its settings; the command line has an option for each field."""
-    sources: ClassVar[tuple[str, ...]] = ("probe", "shuffled", "mean", "expert", "plain")
+    sources: ClassVar[tuple[str, ...]] = ("probe", "shuffled", "blank", "mean", "expert", "plain")
     """What is scored:
 
     | source | what is decoded |
     |---|---|
     | probe | the prediction |
     | shuffled | the prediction for another image, drawn at random (see `innervision.data.partners`) |
+    | blank | the prediction where the MLLM is shown a plain grey image |
     | mean | the mean feature of the training images |
     | zero | a feature of zeros |
     | expert | the expert's own features |
@@ -76,9 +77,9 @@ class Task(Evaluation):
             raise InnerVisionError(f"the run has no probes for {self.kind}, only for {', '.join(kinds)}")
         return names
 
-    def compare(self, batch: Batch, target: Target, mean: Tensor) -> Comparison:
+    def compare(self, batch: Batch, target: Target, mean: Tensor, blank: Mapping[int, Tensor]) -> Comparison:
         """Look at the batch with the expert, and queue what belongs to no layer. See `Evaluation.compare`."""
-        return _Decoding(self, batch, target, mean)
+        return _Decoding(self, batch, target, mean, blank)
 
 
 class _Waiting(NamedTuple):
@@ -95,8 +96,8 @@ class _Waiting(NamedTuple):
 class _Decoding(Comparison):
     """Decodes maps of any images and layers together, as many at once as the settings say, and scores them."""
 
-    def __init__(self, task: Task, batch: Batch, target: Target, mean: Tensor) -> None:
-        self.task, self.batch, self.target = task, batch, target
+    def __init__(self, task: Task, batch: Batch, target: Target, mean: Tensor, blank: Mapping[int, Tensor]) -> None:
+        self.task, self.batch, self.target, self.blank = task, batch, target, blank
         self.context = target.context(batch.pixels[target.name])
         self.findings = Findings()
         self.waiting: list[_Waiting] = []
@@ -109,11 +110,8 @@ class _Decoding(Comparison):
             if source == "expert":
                 for row in self.rows:
                     self._queue(_Waiting(own[row], row, None, [(source, row)]))
-            elif source in floors and self._only_features_matter():  # one map for all images
-                self._queue(_Waiting(floors[source], 0, None, [(source, row) for row in self.rows]))
             elif source in floors:
-                for row in self.rows:
-                    self._queue(_Waiting(floors[source], row, None, [(source, row)]))
+                self._queue_for_all(floors[source], None, source)
         if "plain" in task.sources and self.context.output is not None:
             self._score(self.context.output[: len(self.rows)], [self._label(row, None, "plain") for row in self.rows])
 
@@ -127,6 +125,8 @@ class _Decoding(Comparison):
             elif row in partners:
                 self._queue(_Waiting(prediction[row], partners[row], layer, [("shuffled", partners[row])]))
             self._queue(_Waiting(prediction[row], row, layer, against))
+        if "blank" in self.task.sources:
+            self._queue_for_all(self.blank[layer].to(prediction.device), layer, "blank")
 
     def finish(self) -> Findings:
         while self.waiting:
@@ -139,6 +139,14 @@ class _Decoding(Comparison):
 
     def _label(self, row: int, layer: int | None, source: str) -> Label:
         return Label(self.batch.known[row], self.target.name, layer, source)
+
+    def _queue_for_all(self, features: Tensor, layer: int | None, source: str) -> None:
+        """Queue features (N, C) that all images share: once, where equal features have equal outputs."""
+        if self._only_features_matter():
+            self._queue(_Waiting(features, 0, layer, [(source, row) for row in self.rows]))
+        else:
+            for row in self.rows:
+                self._queue(_Waiting(features, row, layer, [(source, row)]))
 
     def _queue(self, waiting: _Waiting) -> None:
         self.waiting.append(waiting)
