@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, require
 from innervision.registry import find, offered
 
 
@@ -163,15 +163,22 @@ class Plot:
     out: str
     """Where the figure goes; PNG and PDF are written both."""
     metrics: str | None = None
-    """Scores to draw, one row of panels each, such as cosine,accuracy; by default what the runs have."""
+    """Scores to draw, one row of panels each, such as cosine,accuracy; by default what the runs have. images = what
+    exact probes explain of the images held out, over the number of images seen."""
 
 
 def plot(call: Plot) -> None:
     """Draw the curves of one or several runs by layer, as PNG and PDF."""
-    from innervision.report.figures import plot_curves
+    from innervision.report.figures import plot_curves, write_figure
+    from innervision.report.sample_size import sample_size_figure
 
     metrics = [name.strip() for name in call.metrics.split(",")] if call.metrics else None
-    for path in plot_curves(call.runs, call.out, metrics):
+    if metrics and "images" in metrics:
+        require(metrics == ["images"], "images is a figure of its own: ask for it alone")
+        paths = write_figure(sample_size_figure(call.runs), Path(call.out))
+    else:
+        paths = plot_curves(call.runs, call.out, metrics)
+    for path in paths:
         print(path)
 
 

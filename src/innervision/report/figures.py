@@ -76,10 +76,17 @@ def plot_curves(
     Raises:
         InnerVisionError: as `curves_figure`, or a file cannot be written.
     """
-    out = Path(out)
+    return write_figure(curves_figure(runs, metric, labels), Path(out))
+
+
+def write_figure(figure: Figure, out: Path) -> list[Path]:
+    """Write a figure as PNG (300 dpi) and PDF, and give their paths.
+
+    Raises:
+        InnerVisionError: a file cannot be written.
+    """
     if out.is_dir():
         raise InnerVisionError(f"{out} is a folder. Name the figure to write, as in {out / 'curves.png'}")
-    figure = curves_figure(runs, metric, labels)
     stem = out.stem if out.suffix[1:].lower() in figure.canvas.get_supported_filetypes() else out.name
     paths = [out.with_name(f"{stem}.{kind}") for kind in ("png", "pdf")]
     for path in paths:
@@ -116,7 +123,7 @@ def curves_figure(
             than seven lines, or not as many labels as runs.
     """
     read = [_read_run(run) for run in runs]
-    curves = _make_curves(read, _labels(read, labels))
+    curves = _make_curves(read, name_runs([run.path for run in read], labels))
     asked = [metric] if isinstance(metric, str) else metric
     rows = _similarity_rows(read, asked) + ([] if asked else _task_rows(read))
     order = list(dict.fromkeys(target for run in read for target in run.summary["target"]))
@@ -242,13 +249,13 @@ def _axis_label(metric: Metric, curves: Sequence[Curve], target: str, key: str) 
     return f"{metric.axis or metric.name}\n({rule}{'higher' if metric.higher_is_better else 'lower'} is better)"
 
 
-def _labels(runs: Sequence[_Run], labels: Sequence[str] | None) -> Sequence[str]:
+def name_runs(paths: Sequence[Path], labels: Sequence[str] | None = None) -> Sequence[str]:
     """Name each run by its MLLM, by its folder too where that is not enough, and else by its whole path."""
     if labels is not None:
-        if len(labels) != len(runs):
-            raise InnerVisionError(f"{len(labels)} labels for {len(runs)} runs. Give one label per run, or none.")
+        if len(labels) != len(paths):
+            raise InnerVisionError(f"{len(labels)} labels for {len(paths)} runs. Give one label per run, or none.")
         return labels
-    names = [[name := _mllm(run.path), f"{name} ({run.path.resolve().name})", f"{name} ({run.path})"] for run in runs]
+    names = [[name := _mllm(path), f"{name} ({path.resolve().name})", f"{name} ({path})"] for path in paths]
     count = Counter(chain.from_iterable(names))
     return [next((name for name in own if count[name] == 1), own[-1]) for own in names]
 

@@ -1,0 +1,80 @@
+"""What more training images bring to exact probes: explained variance of held-out images over their number."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from innervision.engine.run import RunFolder
+from innervision.errors import InnerVisionError
+from innervision.probes import read_metadata
+from innervision.report.figures import STYLE, name_runs
+
+COLUMNS = ["target", "layer", "images", "explained_variance"]
+
+
+def read_sample_sizes(run: str | Path) -> pd.DataFrame:
+    """Read what a run's exact probes explain of the images held out, when so many images had been seen.
+
+    Returns:
+        Columns `target`, `layer`, `images` and `explained_variance`.
+
+    Raises:
+        InnerVisionError: the run is not trained, or its probes are not exact.
+    """
+    folder = RunFolder(run)
+    rows = []
+    for target in folder.record().get("experts", {}):
+        held_out = read_metadata(folder.probes(target))["facts"].get("held_out")
+        if not isinstance(held_out, dict):
+            raise InnerVisionError(
+                f"the probes of {target} in {run} do not say how many images they need: only exact probes do"
+            )
+        rows += [
+            (target, int(layer), images, explained)
+            for layer, found in held_out.items()
+            for images, explained in zip(found["images"], found["explained_variance"], strict=True)
+        ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def sample_size_figure(runs: Sequence[str | Path], labels: Sequence[str] | None = None) -> Figure:
+    """Draw a row of panels per run, a panel per target and a line per layer, coloured by its depth.
+
+    Raises:
+        InnerVisionError: a run has no exact probes, or there are not as many labels as runs.
+    """
+    tables = [read_sample_sizes(run) for run in runs]
+    names = name_runs([Path(run) for run in runs], labels)
+    targets = list(dict.fromkeys(target for table in tables for target in table["target"]))
+    layers = pd.concat(tables)["layer"]
+    depths = Normalize(layers.min(), max(layers.max(), layers.min() + 1))
+    colours = matplotlib.colormaps["viridis"]
+    with matplotlib.rc_context(STYLE):
+        size = (max(3.3, 2.25 * len(targets) + 0.6), 1.9 * len(runs) + 0.2)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(runs), len(targets), squeeze=False, sharex=True)
+        for row, table, name in zip(panels, tables, names, strict=True):
+            for panel, target in zip(row, targets, strict=True):
+                for layer, line in table[table["target"] == target].groupby("layer"):
+                    style: dict[str, Any] = {"color": colours(depths(layer)), "marker": "o", "markersize": 2}
+                    panel.plot(line["images"], line["explained_variance"], label=str(layer), **style)
+                panel.set_xscale("log", base=2)
+                panel.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
+                panel.xaxis.set_major_formatter("{x:,.0f}")
+                panel.xaxis.set_minor_locator(NullLocator())
+                panel.xaxis.set_minor_formatter(NullFormatter())
+            row[0].set_ylabel(f"{name}\nexplained variance, held out")
+        for panel, target in zip(panels[0], targets, strict=True):
+            panel.set_title(target)
+        for panel in panels[-1]:
+            panel.set_xlabel("images seen")
+        whole = MaxNLocator(integer=True)
+        figure.colorbar(ScalarMappable(depths, colours), ax=panels, label="layer", pad=0.01, ticks=whole)
+    return figure
