@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from innervision.config import VISION, ProbeSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.probes.places import encode_places
 from innervision.registry import find
 from innervision.seeds import fixed_seed
 
@@ -34,14 +33,14 @@ class Probe(nn.Module, ABC):
         """Make a probe from states of width `width_in` to features (num_queries, width_out)."""
 
     @abstractmethod
-    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         """Predict the target's features.
 
         Args:
             states: (B, T, width_in), a layer's hidden states; 0 where they are masked.
             mask: (B, T) bool, True = a token to read.
-            place_codes: (B, T, PLACE_CODE), where each token stands, see `encode_places`; given where
-                `settings.positions` asks for it.
+            places: (B, T, 4), row and column of the centre of the part of the image that each token stands for, and
+                its height and width, all as shares of the image; NaN for tokens that stand for no part of it.
 
         Returns:
             (B, num_queries, width_out)
@@ -176,8 +175,8 @@ class ProbeBank(nn.Module):
             layer: its number.
             states: (B, T, D), its hidden states, in any floating-point type; what masked ones hold does not matter.
             mask: (B, T) bool, True = a token to read.
-            places: (B, T, 2), the tokens' rows and columns in the image (see `Inputs.places_in`); needed by probes
-                with positions.
+            places: (B, T, 4), where the tokens stand in the image (see `PlaceFinder.find`); needed by probes that
+                need places.
 
         Returns:
             (B, N, C) float32
@@ -190,12 +189,14 @@ class ProbeBank(nn.Module):
         device = states.device.type
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             states = states.float()
-        place_codes = None
-        if self.settings.positions:
-            if places is None:
-                raise ValueError("these probes were made with positions: give the places of the tokens")
-            place_codes = encode_places(mask, places)
-        return probe(states, mask, place_codes).float()
+        if self.needs_places and places is None:
+            raise ValueError("these probes were made with positions: give the places of the tokens")
+        return probe(states, mask, places).float()
+
+    @property
+    def needs_places(self) -> bool:
+        """Whether the probes read where tokens stand."""
+        return self.settings.positions
 
     def place(self, devices: Mapping[int, torch.device]) -> Self:
         """Bring each layer's probe to its device; what is not named stays where it is."""

@@ -18,7 +18,7 @@ class Linear(nn.Module):
         self.shape = (num_queries, width_out)
         self.map = nn.Linear(width_in, num_queries * width_out)
 
-    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         """Predict features from states (B, T, width_in) where `mask` (B, T) is True.  # (B, num_queries, width_out)"""
         weights = (mask / mask.sum(dim=1, keepdim=True)).to(states.dtype)  # (B, T)
         mean = torch.bmm(weights[:, None], states).squeeze(1)  # (B, width_in)

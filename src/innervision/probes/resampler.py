@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innervision.config import ProbeSettings
-from innervision.probes.places import PLACE_CODE
+from innervision.probes.places import PLACE_CODE, encode_places
 
 
 class Resampler(nn.Module):
@@ -30,19 +30,22 @@ class Resampler(nn.Module):
         )
         self.to_place = nn.Linear(PLACE_CODE, inner, bias=False) if settings.positions else None
 
-    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         """Predict the target's features.
 
         Args:
             states: (B, T, width_in), a layer's hidden states.
             mask: (B, T) bool, True = a token to read.
-            place_codes: (B, T, PLACE_CODE), where each token stands; needed by a probe with positions.
+            places: (B, T, 4), where each token stands, of which row and column are used (see `encode_places`); needed
+                by a probe with positions.
 
         Returns:
             (B, num_queries, width_out)
         """
         tokens = self.proj_in(states)  # (B, T, C)
-        place = self.to_place(place_codes) if self.to_place is not None else None  # (B, T, inner)
+        place = None
+        if self.to_place is not None and places is not None:
+            place = self.to_place(encode_places(mask, places[..., :2]))  # (B, T, inner)
         return self.read(tokens, mask, place)
 
     def read(self, tokens: Tensor, mask: Tensor, place: Tensor | None) -> Tensor:
@@ -63,7 +66,7 @@ class Blind(Resampler):
         super().__init__(width_in, num_queries, width_out, settings)
         del self.proj_in
 
-    def forward(self, states: Tensor, mask: Tensor, place_codes: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         """Predict the same features for every sample.  # (B, num_queries, width_out)"""
         tokens = self.latents.new_zeros(1, 0, self.latents.shape[-1])
         return self.read(tokens, mask[:1, :0], None).expand(len(states), -1, -1)
