@@ -212,7 +212,7 @@ class Low(torch.nn.Module):
         self.down, self.up = torch.nn.Linear(width_in, rank), torch.nn.Linear(rank, num_queries * width_out)
 
     def forward(
-        self, states: torch.Tensor, mask: torch.Tensor, place_codes: torch.Tensor | None = None
+        self, states: torch.Tensor, mask: torch.Tensor, places: torch.Tensor | None = None
     ) -> torch.Tensor:
         return self.up(self.down(states.mean(dim=1))).unflatten(1, self.shape)
 

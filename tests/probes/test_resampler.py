@@ -107,7 +107,7 @@ def test_with_positions_it_does() -> None:
     probe = Resampler(24, 9, 16, ProbeSettings(dim_head=4, heads=2, positions=True))
     states = torch.randn(2, 13, 24)
     mask = everything(states)
-    places = encode_places(mask, torch.full((2, 13, 2), float("nan")))
+    places = torch.full((2, 13, 4), float("nan"))
     assert not torch.allclose(probe(states, mask, places), probe(states.flip(1), mask, places), atol=1e-3)
 
 
@@ -123,7 +123,7 @@ def test_only_positions_let_a_resampler_learn_which_token_stands_where() -> None
         grid = torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]).expand(32, 4, 2)
         for _ in range(200):
             order = torch.stack([torch.randperm(4) for _ in range(32)])
-            loss = F.smooth_l1_loss(probe(tokens[order], mask, encode_places(mask, grid)), meaning[order])
+            loss = F.smooth_l1_loss(probe(tokens[order], mask, torch.cat([grid, grid], dim=-1)), meaning[order])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

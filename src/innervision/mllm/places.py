@@ -24,7 +24,7 @@ Size = tuple[int, int]
 
 BATCH = 8
 """Images of the experiment that go through the model together."""
-STRIPS = (8, 32)
+STRIPS = (8, 40)
 """The fewest and the most strips."""
 BASES = (2, 4)
 """The fewest and the most images that strips are changed of."""
@@ -34,6 +34,8 @@ SQUARE = (512, 512)
 """The size whose experiment most other sizes share, where the processor brings all images to one size."""
 SAMPLES = 8192
 """Numbers of a tensor that are looked at to see what the processor does with an image."""
+EXPLAINED = 0.75
+"""Share of a tile's tokens that must have been found within half a strip of where its lattice has them."""
 AGREE = 0.25
 """How far apart, in strips, two sizes may show the same part of the image to share one experiment."""
 
@@ -42,8 +44,8 @@ class PlaceFinder:
     """Finds places by changing strips of an image and looking at which tokens' states answer.
 
     An experiment takes 2S + 1 passes of the vision tower for each of its base images (nothing of the LLM is run),
-    with S = √n / 2 strips of rows and as many of columns (8 to 32) and 256 / n base images (2 to 4), for n image tokens:
-    50 passes for the 576 tokens of LLaVA-1.5.
+    with S = 0.7 √n strips of rows and as many of columns (8 to 40) and 256 / n base images (2 to 4), for n image
+    tokens: 70 passes for the 576 tokens of LLaVA-1.5.
 
     Sizes share an experiment where the processor makes the same of them: images whose grey level is their row or
     their column tell which part of an image each number of its tensors shows. What is found depends on the model,
@@ -190,7 +192,7 @@ class _View:
     @property
     def strips(self) -> int:
         """How many strips an experiment on it has."""
-        return int(np.clip(round(self.image_tokens**0.5 / 2), *STRIPS))
+        return int(np.clip(round(0.7 * self.image_tokens**0.5), *STRIPS))
 
     @property
     def bases(self) -> int:
@@ -244,7 +246,7 @@ def place_on_tiles(found: Floats, weights: Floats, strip: float) -> Floats:
         axes = [fit_axis(lattice[axis], found[axis, tokens], weight, strip) for axis in range(2)]
         centres = np.stack([offset + spacing * lattice[axis] for axis, (offset, spacing) in enumerate(axes)])
         fits = (np.abs(centres - found[:, tokens]) < strip / 2).all(axis=0)
-        if weight[fits].sum() < weight.sum() / 2:
+        if weight[fits].sum() < EXPLAINED * weight.sum():
             continue
         explained += weight.sum()
         sizes = np.broadcast_to(np.array([[spacing] for _, spacing in axes]), centres.shape)

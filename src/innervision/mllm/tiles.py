@@ -93,6 +93,7 @@ def find_tiles(found: Floats, weights: Floats, tolerance: float) -> list[Tile]:
     """
     length = len(weights)
     found = np.where(weights > 0, found, 0.0)
+    found[0] = _outvoted(found[0], weights, 1)  # neighbours in a line have the same row
     orders = [*_orders(found, weights, tolerance)]
     worths, lines = np.full((len(orders), length), -np.inf), np.zeros((len(orders), length), dtype=np.int64)
     for i, order in enumerate(orders):
@@ -152,7 +153,8 @@ def _measure(found: Floats, weights: Floats, tolerance: float, order: Order, wor
     starts = np.arange(len(weights) - length + 1)
     if not len(starts):
         return
-    (r, c), (row, column) = found, order.line()
+    r, c = found[0], _outvoted(found[1], weights, order.period)  # neighbours in a column have the same column
+    row, column = order.line()
 
     def of_lines(values: Floats, *factors: Indices) -> list[Floats]:
         windows = np.lib.stride_tricks.sliding_window_view(values, length)
@@ -178,11 +180,25 @@ def _measure(found: Floats, weights: Floats, tolerance: float, order: Order, wor
         w, wi, wii, wj, wjj, wr, wir, wc, wjc, wrr, wcc, missing = sums
         error = _unexplained(w, wi, wii, wr, wir, wrr, tolerance) + _unexplained(w, wj, wjj, wc, wjc, wcc, tolerance)
         value = w - error / (2 * tolerance**2) - MISSING * missing - COST
+        if count == 1:  # one line is a tile only if it stands alone
+            alone = np.concatenate([[True], weights == 0, [True]])
+            value = np.where(alone[starts] & alone[starts + length + 1] | (order.block > 1), value, -np.inf)
         better = value > worth[starts]
         worth[starts[better]] = value[better]
         lines[starts[better]] = count
-        going_on = value > np.maximum(worth[starts], -COST) - 2 * COST - MISSING * length
+        going_on = (count == 1) | (value > np.maximum(worth[starts], -COST) - 2 * COST - MISSING * length)
         starts, sums = starts[going_on], sums[:, going_on]
+
+
+def _outvoted(values: Floats, weights: Floats, step: int) -> Floats:
+    """Replace each value by the median of itself and those `step` before and after, where all three were found."""
+    smooth = values.copy()
+    if len(values) > 2 * step:
+        known = weights > 0
+        all_three = known[: -2 * step] & known[step:-step] & known[2 * step :]
+        median = np.median([values[: -2 * step], values[step:-step], values[2 * step :]], axis=0)
+        smooth[step:-step] = np.where(all_three, median, values[step:-step])
+    return smooth
 
 
 def _unexplained(
