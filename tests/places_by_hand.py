@@ -12,7 +12,7 @@ Places = list[Place | None]
 
 
 def grid(rows: int, columns: int, box: tuple[float, float, float, float] = (0, 0, 1, 1)) -> Places:
-    """Cells of a box (top, left, bottom, right) in raster order; None for those whose centre is outside of the image."""
+    """Cells of a box (top, left, bottom, right) in raster order; None where the centre is outside of the image."""
     top, left, bottom, right = box
     height, width = (bottom - top) / rows, (right - left) / columns
     cells = [(top + (i + 0.5) * height, left + (j + 0.5) * width) for i in range(rows) for j in range(columns)]
@@ -117,7 +117,7 @@ def llava_next(height: int, width: int) -> Places:
 
 
 def closest_tiles(height: int, width: int, tile: int, least: int = 1) -> tuple[int, int]:
-    """The rows and columns, of at most four tiles, whose shape is closest; of equal ones the larger, if not too large."""
+    """Rows and columns of at most four tiles whose shape is closest; of equal ones the larger, if not too large."""
     pairs = [(c, r) for c in range(1, 5) for r in range(1, 5) if least <= c * r <= 4]
     best, distance = (1, 1), math.inf
     for columns, rows in sorted(pairs, key=lambda pair: pair[0] * pair[1]):

@@ -146,7 +146,7 @@ def test_the_shipped_model_crops(load_family: Load) -> None:
 def test_other_tokens_in_a_batch_are_an_error(load_family: Load) -> None:
     mllm = load_family("llava")
     inputs = mllm.prepare([Image.new("RGB", (60, 40))], "Describe. What is this?")
-    with pytest.raises(InnerVisionError, match="in a batch and .* alone"):
+    with pytest.raises(InnerVisionError, match=r"in a batch and .* alone"):
         finder(mllm).find(inputs, [0])
 
 
@@ -154,6 +154,8 @@ def test_one_strip_at_a_time_is_changed() -> None:
     base, *changed = (np.asarray(image) for image in changed_images((10, 20), 5, 0))
     different = [(image != base).any(axis=2) for image in changed]
     assert len(different) == 10
-    assert all(np.array_equal(np.flatnonzero(each.all(axis=1)), [2 * i, 2 * i + 1]) for i, each in enumerate(different[:5]))
+    assert all(
+        np.array_equal(np.flatnonzero(each.all(axis=1)), [2 * i, 2 * i + 1]) for i, each in enumerate(different[:5])
+    )
     columns: list[Tensor] = [torch.from_numpy(each.all(axis=0)) for each in different[5:]]
     assert torch.equal(torch.stack(columns).sum(0), torch.ones(20))

@@ -137,7 +137,7 @@ class PlaceFinder:
             if tensor.numel() % 4 == 0 and not torch.equal(*(each := tensor.reshape(4, -1).float())[:2]):
                 some = torch.randint(each.shape[1], (SAMPLES,), generator=torch.Generator().manual_seed(0))
                 black, white, rows, columns = each[:, some].double()
-                lit = (white - black).abs() > 0.1 * (white - black).abs().max()
+                lit = (white - black).abs() > 0.5 * (white - black).abs().max()  # not mixed with padding
                 shows.append(((torch.stack([rows, columns]) - black) / (white - black)).masked_fill(~lit, float("nan")))
         return _View(
             shapes={key: tuple(tensor.shape) for key, tensor in inputs.tensors.items()},
@@ -213,12 +213,12 @@ def _relation(model: _View, view: _View, tolerance: float) -> tuple[Floats, Floa
         x, y = model.shows[axis], view.shows[axis]
         scale[axis], shift[axis] = np.polyfit(x[both], y[both], 1)
         mapped = x * scale[axis] + shift[axis]
-        if scale[axis] <= 0 or np.quantile(np.abs(mapped - y)[both], 0.99) > tolerance:
+        if scale[axis] <= 0 or np.quantile(np.abs(mapped - y)[both], 0.95) > tolerance:
             return None
     gone = known & ~wanted
     mapped = model.shows[:, gone] * scale[:, None] + shift[:, None]
     inside = ((mapped > tolerance) & (mapped < 1 - tolerance)).all(axis=0)
-    return (scale, shift) if inside.sum() <= 0.01 * len(gone) else None
+    return (scale, shift) if inside.sum() <= 0.01 * gone.size else None
 
 
 def _round(side: int, to: int) -> int:

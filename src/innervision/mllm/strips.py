@@ -83,11 +83,8 @@ def locate(answers: Floats, size: tuple[int, int]) -> tuple[Floats, Floats]:
 def _peaks(answers: Floats, centres: Floats) -> tuple[Floats, Floats]:
     """Give the place of the peak of each token's answers (T, S), and how far these exceed chance there.  # (T,) each"""
     common = np.median(answers, axis=0)
-    if (common > 0).all():
-        own = answers - common * np.median(answers / common, axis=1, keepdims=True)
-    else:
-        own = answers
-    own = np.maximum(own, 0)
+    share = np.median(answers / common, axis=1, keepdims=True) if (common > 0).all() else 0.0
+    own = np.maximum(answers - common * share, 0)
     peak = own.argmax(axis=1)
     above = own > FLANK * own.max(axis=1, keepdims=True)  # (T, S)
     strip = np.arange(len(centres))

@@ -201,9 +201,7 @@ def _outvoted(values: Floats, weights: Floats, step: int) -> Floats:
     return smooth
 
 
-def _unexplained(
-    w: Floats, x: Floats, xx: Floats, y: Floats, xy: Floats, yy: Floats, tolerance: float
-) -> Floats:
+def _unexplained(w: Floats, x: Floats, xx: Floats, y: Floats, xy: Floats, yy: Floats, tolerance: float) -> Floats:
     """Give the weighted squares that a straight line leaves of y; infinite where it does not rise as a lattice does."""
     with np.errstate(divide="ignore", invalid="ignore"):
         spread, along, total = xx - x * x / w, xy - x * y / w, yy - y * y / w
