@@ -93,8 +93,8 @@ class PlaceFinder:
                 for row, mask, piece, size in zip(places, inputs.mask.cpu(), pieces, sizes, strict=True):
                     if (count := int(mask.sum())) != len(piece):
                         raise InnerVisionError(
-                            f"{self.mllm.name} gives an image of {size[1]} × {size[0]} pixels {count} tokens in a batch "
-                            f"and {len(piece)} alone, so it cannot be told where they stand: use micro_batch_size=1"
+                            f"{self.mllm.name} gives an image of {size[1]} × {size[0]} pixels {count} tokens in a batch"
+                            f" and {len(piece)} alone, so it cannot be told where they stand: use micro_batch_size=1"
                         )
                     row[mask] = piece
             found[stage] = places.to(inputs.mask.device)

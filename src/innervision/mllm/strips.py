@@ -1,6 +1,7 @@
 """The experiment behind places: strips of an image are changed, and the tokens whose states answer tell their strip."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import PIL.Image
@@ -37,7 +38,7 @@ def changed_images(size: tuple[int, int], strips: int, base: int) -> Iterator[PI
     yield PIL.Image.fromarray(pixels)
     for axis, side in enumerate(size):
         edges = strip_edges(side, strips)
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             changed = pixels.copy()
             strip = (slice(None),) * axis + (slice(start, stop),)
             changed[strip] = 255 - changed[strip]
