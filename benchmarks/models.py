@@ -130,8 +130,8 @@ def make_inputs(mllm: MLLM, size: Size) -> Inputs:
         "attention_mask": torch.ones_like(ids),
         "pixel_values": torch.randn(batch, 3, side, side),
     }
-    grid = torch.full((batch, num_tokens, 2), float("nan"))
-    return Inputs(tensors, torch.ones_like(image_mask), image_mask, grid, torch.ones(batch, dtype=torch.int64))
+    sizes = torch.full((batch, 2), side)
+    return Inputs(tensors, torch.ones_like(image_mask), image_mask, sizes, torch.ones(batch, dtype=torch.int64))
 
 
 def llava(size: Size) -> hf.LlavaConfig:

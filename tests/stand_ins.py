@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from innervision.mllm.inputs import image_sizes
+
 WIDTH = 24
 TOKENS = 6
 FEATURES = 12
@@ -57,16 +59,24 @@ class KnownTarget:
 @dataclass
 class KnownInputs:
     features: Tensor
+    sizes: Tensor
 
     def to(self, device: torch.device) -> "KnownInputs":
         return self
 
-    def places_in(self, layer: int, num_tokens: int) -> Tensor:
-        return torch.full((len(self.features), num_tokens, 4), float("nan"))
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"features": self.features}
+
+    @property
+    def mask(self) -> Tensor:
+        return torch.ones(len(self.features), TOKENS, dtype=torch.bool)
+
+    image_mask = mask
 
 
 def build_inputs(images: list[Image.Image], prompt: str) -> KnownInputs:
-    return KnownInputs(features_of(to_pixels(images)))
+    return KnownInputs(features_of(to_pixels(images)), image_sizes(images))
 
 
 class StandInMLLM:

@@ -151,24 +151,3 @@ def test_a_processor_that_writes_the_image_tokens_gets_the_bare_prompt(load_fami
     inputs = mllm.prepare([Image.new("RGB", (60, 40))], "Describe the image.")
     assert inputs.image_mask.sum() == 16
     assert "labels" not in inputs.tensors
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3"])
-def test_the_grid_says_where_an_image_token_is(family: str, load_family: Load) -> None:
-    """An image that is white in one quarter only: the tokens that change most lie in that quarter."""
-    mllm = load_family(family)
-    grey = Image.new("RGB", (56, 56), (128, 128, 128))
-    marked = grey.copy()
-    marked.paste((255, 255, 255), (28, 0, 56, 28))  # top right
-    inputs = mllm.prepare([grey, marked], "Describe.")
-    seen: list[torch.Tensor] = []
-    mllm.visit(inputs, lambda _, states, __: seen.append(states), [0])
-    change = (seen[0][0] - seen[0][1]).norm(dim=1)
-    row, column = inputs.places[1][change.argmax()].tolist()
-    assert row < 0.5 < column
-    assert inputs.places[1][~inputs.image_mask[1]].isnan().all()
-
-
-def test_tiles_give_no_grid(load_family: Load) -> None:
-    inputs = load_family("llava_next").prepare([Image.new("RGB", (90, 40))], "Describe.")
-    assert inputs.places.isnan().all()

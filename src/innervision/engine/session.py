@@ -7,6 +7,7 @@ they stand and in which precision probes work are decided in this file and in th
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import PIL.Image
@@ -20,7 +21,8 @@ from innervision.data.sources import ImageSet
 from innervision.engine.environment import device_name, package_versions
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM, Inputs
-from innervision.original.protocol import PROTOCOLS
+from innervision.mllm.places import PlaceFinder
+from innervision.original.protocol import PROTOCOLS, Prepare
 from innervision.probes import ProbeBank
 from innervision.targets import load_targets
 from innervision.targets.target import Target
@@ -29,7 +31,8 @@ BLANK_SIZE, BLANK_COLOUR = (448, 448), (128, 128, 128)
 """Of the image that shows nothing."""
 
 Reader = Callable[[int, Tensor, Tensor, Tensor], None]
-"""Called with a layer's number, its states (B, T, D), the tokens to read (B, T) bool and their places (B, T, 2)."""
+"""Called with a layer's number, its states (B, T, D), the tokens to read (B, T) bool and their places (B, T, 4): row,
+column, height and width as shares of the image, see `PlaceFinder.find`."""
 
 Receiver = Callable[[str, int, Tensor], None]
 """Called with a target's name, a layer's number and the prediction (B, N, C) float32, on the device of its probe."""
@@ -104,6 +107,16 @@ class Session:
             )
         return cls(settings, mllm, chosen, script)
 
+    @property
+    def prepare_inputs(self) -> Prepare:
+        """Make the MLLM's inputs of images, as the protocol has it."""
+        return PROTOCOLS[self.settings.protocol].inputs(self.mllm.builder, self.settings.prompt, self.script)
+
+    @cached_property
+    def place_finder(self) -> PlaceFinder:
+        """Tells where tokens stand."""
+        return PlaceFinder(self.mllm, self.prepare_inputs)
+
     def batches(
         self, images: ImageSet, order: Sequence[Sequence[int]], *, truth: Truth | None = None, paired: bool = False
     ) -> Batches:
@@ -116,27 +129,36 @@ class Session:
             paired: whether each image has a partner, see `innervision.data.partners`.
         """
         protocol = PROTOCOLS[self.settings.protocol]
-        prepare = protocol.inputs(self.mllm.builder, self.settings.prompt, self.script)
         preparers = {target.name: protocol.pixels(target.preparer, self.script) for target in self.targets}
-        return Batches(images, order, prepare, preparers, truth, paired)
+        return Batches(images, order, self.prepare_inputs, preparers, truth, paired)
 
     def prepare(self, image: Image) -> tuple[Inputs, dict[str, Any]]:
         """Give the MLLM's inputs of one image, and each expert's pixels."""
         batches = self.batches(ImageSet([], [], []), [])
         return batches.prepare([image]), {name: prepare([image]) for name, prepare in batches.preparers.items()}
 
-    def read(self, inputs: Inputs, reader: Reader, layers: Sequence[int]) -> None:
+    def read(self, inputs: Inputs, reader: Reader, layers: Sequence[int], *, places: bool = False) -> None:
         """Let a batch pass through the MLLM, and show each layer's states, tokens and places as soon as they are there.
 
         The reader runs without gradients and may turn them on.
+
+        Args:
+            inputs: of the batch.
+            reader: is shown the layers.
+            layers: which.
+            places: whether the reader needs places; all are NaN else. They are found by experiment, once for each
+                size of images or for many, before the batch passes.
 
         Raises:
             InnerVisionError: the model cannot be read so, or memory does not suffice.
         """
         protocol = PROTOCOLS[self.settings.protocol]
+        found = self.place_finder.find(inputs, layers) if places else {}
 
         def show(layer: int, states: Tensor, mask: Tensor) -> None:
-            reader(layer, states, protocol.mask(mask, self.script), inputs.places_in(layer, states.shape[1]))
+            unknown = states.new_full((*states.shape[:2], 4), float("nan"), dtype=torch.float32)
+            where = found[min(layer, 0)].to(states.device) if places else unknown
+            reader(layer, states, protocol.mask(mask, self.script), where)
 
         self.mllm.visit(inputs, show, layers, tokens=self.settings.tokens)
 
@@ -160,7 +182,8 @@ class Session:
                         prediction = bank(layer, *(tensor.to(device) for tensor in (states, mask, places)))
                     receive(name, layer, prediction)
 
-        self.read(inputs, read, next(iter(banks.values())).layers)
+        needed = any(bank.needs_places for bank in banks.values())
+        self.read(inputs, read, next(iter(banks.values())).layers, places=needed)
 
     def predict_blank(self, banks: Mapping[str, ProbeBank]) -> dict[str, dict[int, Tensor]]:
         """Give what probes predict where the MLLM is shown a plain grey square: what the prompt and their constants do.

@@ -110,7 +110,8 @@ class Solver(Learner):
                 product_dtype = torch.float64 if device.type == "cpu" else self.session.probe_dtype(device)
                 moments.add(read, seen, on_device, held_out.to(device), product_dtype)
 
-        self.session.read(batch.inputs, add, self.layers)
+        needed = any(bank.needs_places for bank in self.banks.values())
+        self.session.read(batch.inputs, add, self.layers, places=needed)
         if self.milestones and self.count >= self.milestones[0]:
             self._estimate()
 

@@ -27,9 +27,8 @@ class Inputs:
     """(B, T) bool: True = a real token, False = padding."""
     image_mask: Tensor
     """(B, T) bool: True = a token that stands for a part of the image."""
-    places: Tensor
-    """(B, T, 2) float32: row and column of an image token's centre in its image, 0 = top or left edge and
-    1 = bottom or right edge; NaN for text and wherever the processor does not tell the grid."""
+    sizes: Tensor
+    """(B, 2) int64: height and width of each original image in pixels."""
     tiles: Tensor | None
     """(B,) int64: how many pictures the vision tower sees of each image, where an image may be cut into tiles;
     None where the processor does not tell."""
@@ -47,23 +46,7 @@ class Inputs:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         tensors = {key: change(value) for key, value in self.tensors.items()}
         tiles = None if self.tiles is None else change(self.tiles)
-        return Inputs(tensors, change(self.mask), change(self.image_mask), change(self.places), tiles)
-
-    def places_in(self, layer: int, num_tokens: int) -> Tensor:
-        """Give the place of a layer's tokens in their image, NaN where it is not known.  # (B, T, 2)
-
-        In layer -1 it is known where the vision tower sees the image as one square grid of patches.
-        """
-        if layer >= 0:
-            return self.places
-        side = round(num_tokens**0.5)
-        pixels = self.tensors.get("pixel_values")
-        padded = "image_sizes" in self.tensors or pixels is None or pixels.shape[-1] != pixels.shape[-2]
-        one_square = not padded and self.tiles is not None and bool((self.tiles == 1).all()) and side**2 == num_tokens
-        if one_square:
-            centres = cell_centres(side, side).to(self.places.device)
-            return centres.expand(len(self.mask), -1, -1)
-        return self.places.new_full((len(self.mask), num_tokens, 4), float("nan"))
+        return Inputs(tensors, change(self.mask), change(self.image_mask), change(self.sizes), tiles)
 
     def visible(self, tokens: Tokens) -> Tensor:
         """Give the mask of the tokens asked for, padding left out.  # (B, T) bool
@@ -104,7 +87,7 @@ class InputBuilder:
         mask = tensors.get("attention_mask", torch.ones_like(ids)).bool()
         image_mask = self._image_mask(ids)
         tiles = count_tiles(tensors, image_mask)
-        return Inputs(tensors, mask, image_mask, self._places(tensors, image_mask, tiles), tiles)
+        return Inputs(tensors, mask, image_mask, image_sizes(images), tiles)
 
     def _encode(self, images: list[Image], prompt: str, reply: str | None) -> dict[str, Any]:
         if getattr(self.processor, "chat_template", None):
@@ -155,25 +138,6 @@ class InputBuilder:
         token = image_token_id(self.config)
         return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids == token
 
-    def _places(self, tensors: dict[str, Tensor], image_mask: Tensor, tiles: Tensor | None) -> Tensor:
-        places = torch.full((*image_mask.shape, 4), float("nan"))
-        merge = getattr(getattr(self.processor, "image_processor", None), "merge_size", 1)
-        for sample, shown in enumerate(image_mask):
-            count = int(shown.sum())
-            if "image_grid_thw" in tensors:
-                frames, height, width = tensors["image_grid_thw"][sample].tolist()
-                height, width = height // merge, width // merge
-                known = frames == 1 and height * width == count
-            else:
-                height = width = round(count**0.5)
-                positions = shown.nonzero()
-                one_run = count > 0 and int(positions[-1] - positions[0]) == count - 1
-                one_tile = tiles is not None and int(tiles[sample]) == 1
-                known = one_run and one_tile and height * width == count
-            if known:
-                places[sample, shown] = cell_centres(height, width)
-        return places
-
 
 def image_token_id(config: PretrainedConfig) -> int | None:
     """Give the id of the token that stands for a part of an image, where the configuration names one."""
@@ -213,9 +177,6 @@ def share_out(total: int, image_mask: Tensor) -> Tensor | None:
     return counts * total // counts.sum()
 
 
-def cell_centres(height: int, width: int) -> Tensor:
-    """Give row and column of the centres of a grid's cells, in row-major order.  # (height * width, 2) in (0, 1)"""
-    rows = (torch.arange(height) + 0.5) / height
-    columns = (torch.arange(width) + 0.5) / width
-    centres = torch.cartesian_prod(rows, columns)
-    return torch.cat([centres, torch.tensor([1 / height, 1 / width]).expand(len(centres), 2)], dim=1)
+def image_sizes(images: Sequence[Image]) -> Tensor:
+    """Give height and width of images in pixels.  # (B, 2) int64"""
+    return torch.tensor([(image.height, image.width) for image in images])

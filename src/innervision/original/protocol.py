@@ -5,7 +5,7 @@ How predictions are scored by each protocol is in `innervision.original.scoring`
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from innervision.mllm import Inputs
-from innervision.mllm.inputs import InputBuilder
+from innervision.mllm.inputs import InputBuilder, image_sizes
 from innervision.original.conversation import pad_to_square
 from innervision.original.experts import follow_paper
 from innervision.targets.target import Target
@@ -111,7 +111,7 @@ def _build_as_paper(
     builder: InputBuilder, prompt: str, script: Script, mean: Sequence[float], images: list[Image]
 ) -> Inputs:
     squares = [pad_to_square(image, mean) for image in _squash(images, script.side)]
-    return builder(squares, prompt, script.reply)
+    return replace(builder(squares, prompt, script.reply), sizes=image_sizes(images))
 
 
 def _squash_first(preparer: Callable, side: int | None, images: list[Image]) -> Tensor:

@@ -152,7 +152,7 @@ class ProbeBank(nn.Module):
             layer: its number.
             states: (B, T, D), its hidden states, in any floating-point type; what masked ones hold does not matter.
             mask: (B, T) bool, True = a token to read.
-            places: (B, T, 4), where the tokens stand (see `Probe.forward`); needed where `needs_places` says so.
+            places: (B, T, 4), where the tokens stand (see `PlaceFinder.find`); needed where `needs_places` says so.
 
         Returns:
             (B, N, C) float32
