@@ -47,7 +47,7 @@ def prepare(root: Path) -> None:
         targets=f"depth={root / 'depth'},seg={root / 'seg'}",
         images=str(write_noise_images(root / "images", 8, size=(40, 60))),
         out=str(root / "run"),
-        probe=ProbeSettings(heads=2, dim_head=8),
+        probe=ProbeSettings(kind="resampler", heads=2, dim_head=8),
         layers="every:2",
         epochs=1,
         batch_size=4,

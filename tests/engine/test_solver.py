@@ -95,7 +95,7 @@ def test_probes_are_ridge_regressions_from_the_states_at_each_place(
             kept.setdefault(("depth", layer), []).append(read_cells(states, mask, places, targets[0].num_tokens)[0])
             kept.setdefault(("gen", layer), []).append(read_all(states, mask))
 
-        session.read(inputs, keep, LAYERS)
+        session.read(inputs, keep, LAYERS, places=True)
         for target in targets:
             features[target.name].append(target.encode(pixels[target.name]))
     found = weights(settings.out)

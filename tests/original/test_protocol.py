@@ -140,7 +140,7 @@ class PaperRun:
             targets=f"gen={root / 'gen'}",
             images=str(images),
             out=str(root / "run"),
-            probe=ProbeSettings(heads=2, dim_head=8),
+            probe=ProbeSettings(kind="resampler", heads=2, dim_head=8),
             layers="decoder",
             protocol="paper",
             epochs=1,
