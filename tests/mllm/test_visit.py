@@ -15,8 +15,8 @@ from tiny_mllms import FAMILIES
 Load = Callable[[str], MLLM]
 Images = list[Image.Image]
 
-WITHOUT_VISION_LAYER = {"idefics2", "lfm2_vl"}
-"""idefics2 pads the pictures themselves; lfm2_vl projects tile by tile."""
+WITHOUT_VISION_LAYER = {"lfm2_vl"}
+"""It projects tile by tile."""
 
 
 def states_of(mllm: MLLM, inputs: Inputs, layers: list[int] | None = None, **options: str) -> dict[int, Tensor]:
