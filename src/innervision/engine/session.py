@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from innervision.config import TrainSettings
 from innervision.data.loader import Batches, Truth
 from innervision.data.sources import ImageSet
 from innervision.engine.environment import device_name, package_versions
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, printable
 from innervision.mllm import MLLM, Inputs
+from innervision.mllm.check import require_sound
 from innervision.original.protocol import PROTOCOLS
 from innervision.probes import ProbeBank
 from innervision.targets import load_targets
@@ -71,7 +73,7 @@ class Session:
             trust_remote_code: run model code that comes with the MLLM's checkpoint.
 
         Raises:
-            InnerVisionError: one of them cannot be had.
+            InnerVisionError: one of them cannot be had, or the MLLM fails the test that training begins with.
         """
         if mllm is None:
             mllm = MLLM.load(
@@ -85,6 +87,9 @@ class Session:
                 trust_remote_code=trust_remote_code,
                 template=settings.template,
             )
+        if script == "train" and isinstance(mllm, MLLM):  # a stand-in is taken as it is
+            for warning in require_sound(mllm, settings.prompt):
+                tqdm.write(printable(f"warning: {warning}"))
         if targets is None:
             precision = _dtype(settings.expert_dtype)
             targets = load_targets(settings.targets, only=only, device=mllm.device, dtype=precision, head=head)

@@ -264,15 +264,15 @@ def tiles_of(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
 
 
 def real_patches(mask: Tensor, num_patches: int, patch_size: int | None) -> Tensor | None:
-    """Tell which patches of each tile hold image, by a mask of the pixels (…, H, W).  # (tiles, T) bool
+    """Tell which patches of each tile are wholly image, by a mask of the pixels (…, H, W).  # (tiles, T) bool
 
-    A patch that holds any pixel of the image is shown, as the models attend to it. None where the tile has not one
-    feature for each patch.
+    An image without padding is cut to whole patches, too. None where the tile has not one feature for each patch.
     """
     height, width = mask.shape[-2:]
     if not isinstance(patch_size, int) or (height // patch_size) * (width // patch_size) != num_patches:
         return None
-    return functional.max_pool2d(mask.float().reshape(-1, 1, height, width), patch_size).flatten(1).cpu() > 0
+    padding = (mask == 0).float().reshape(-1, 1, height, width)
+    return functional.max_pool2d(padding, patch_size).flatten(1).cpu() == 0
 
 
 def _size(inputs: Inputs) -> tuple[int, ...]:
