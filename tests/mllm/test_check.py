@@ -120,10 +120,12 @@ def test_a_tower_that_runs_several_times_leaves_no_vision_layer(calls: int, fres
     """As where the whole image and its crops are calls of their own: also where these are as many as the images."""
     mllm = fresh("llava")
     inner, get = mllm.model.model, mllm.model.model.get_image_features
-    inner.get_image_features = lambda pixel_values, **options: [
-        get(pixel_values=pixel_values, **options) for _ in range(calls)
-    ][0]
-    with pytest.raises(InnerVisionError, match="so layer -1 .vision. cannot be probed"):
+
+    def several(pixel_values: torch.Tensor, **options: object) -> object:
+        return [get(pixel_values=pixel_values, **options) for _ in range(calls)].pop()
+
+    inner.get_image_features = several
+    with pytest.raises(InnerVisionError, match=r"so layer -1 \(vision\) cannot be probed"):
         mllm.width(VISION)
 
 
