@@ -91,6 +91,7 @@ def build(size: Size, device: torch.device, every: int = 1) -> Bench:
     with device:
         model = hf.AutoModelForImageTextToText.from_config(llava(size), dtype=dtype)
         mllm = MLLM(model, None, name="LLaVA-1.5")  # type: ignore[arg-type]  # the inputs are made here
+        mllm.widths = dict.fromkeys(range(mllm.num_layers + 1), model.config.text_config.hidden_size)
         depth_model = hf.DepthAnythingForDepthEstimation(depth_anything(size)).eval().requires_grad_(False)
         grid = {"largest_grid": SegTarget.largest_grid // size.side_shrink}
         seg_target = type("SmallerSegTarget", (SegTarget,), grid)

@@ -60,6 +60,20 @@ def llava_plain() -> Pair:
     return llava(chat_template=None)
 
 
+def vipllava() -> Pair:
+    """The projector takes five layers of the vision tower side by side, behind a norm."""
+    _, processor = llava()
+    tokenizer = processor.tokenizer
+    config = hf.VipLlavaConfig(
+        vision_config=_clip(),
+        text_config=hf.LlamaConfig(**_text(tokenizer)),
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=16,
+        vision_feature_layers=[-1, -2, 1],
+    )
+    return hf.VipLlavaForConditionalGeneration(config), processor
+
+
 def llava_next() -> Pair:
     """The whole image and its tiles, a learned vector closing each row."""
     tokenizer = _tokenizer("<s>", "</s>", "<pad>", named={"image_token": "<image>"}, add_bos=True)
@@ -554,6 +568,7 @@ def ovis2() -> Pair:
 FAMILIES: dict[str, Callable[[], Pair]] = {
     "llava": llava,
     "llava_plain": llava_plain,
+    "vipllava": vipllava,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
     "qwen2_vl": qwen2_vl,

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
+from innervision.config import DType, EvaluateSettings, TaskSettings, TrainSettings
 from innervision.errors import InnerVisionError, require
 from innervision.registry import find, offered
 
@@ -44,6 +44,7 @@ def commands() -> dict[str, Command]:
             f"evaluate {task}": Command(partial(evaluate_task, task), Evaluate, partial(_settings_of, task))
             for task in sorted(offered("tasks"))
         },
+        "check": Command(check, Check),
         "import": Command(import_probes, Import),
         "plot": Command(plot, Plot),
         "compare": Command(compare, Compare),
@@ -118,6 +119,46 @@ def _show_scores(run: str, path: Path) -> None:
     print(text, end="\n\n")
     print(f"{path.with_suffix('.csv')}  the same and more as CSV\n{path}  the score of each image")
     print(f"next: innervision plot {run} --out figure.png")
+
+
+@dataclass
+class Check:
+    """Which model is checked, and how it is loaded."""
+
+    model: str
+    """Image-text model: a Hugging Face id or the path of a folder."""
+    _: KW_ONLY
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint. Only for sources that you trust."""
+    random_weights: Literal["none", "llm", "all"] = "none"
+    """Give the LLM, or all of the model, fresh weights."""
+    device: str | None = None
+    """By default the accelerator, where there is one."""
+    dtype: DType | None = None
+    """Of the weights; by default bfloat16 on an accelerator and float32 on a CPU."""
+
+
+def check(call: Check) -> None:
+    """Test whether a model's layers can be read, and say what they are."""
+    import torch
+
+    from innervision.mllm.check import describe, hidden_states_agree, self_test
+    from innervision.mllm.model import MLLM
+
+    mllm = MLLM.load(
+        call.model,
+        trust_remote_code=call.trust_remote_code,
+        random_weights=call.random_weights,
+        device=call.device,
+        dtype=None if call.dtype is None else getattr(torch, call.dtype),
+    )
+    for title, text in describe(mllm):
+        print(f"{title:<38} {text}", flush=True)
+    findings = [*self_test(mllm), hidden_states_agree(mllm)]
+    for finding in findings:
+        print(f"{finding.test:<38} {finding.verdict}: {finding.detail}")
+    if errors := sum(finding.verdict == "error" for finding in findings):
+        raise InnerVisionError(f"{mllm.name} cannot be probed as it is: {errors} of {len(findings)} tests failed")
 
 
 @dataclass

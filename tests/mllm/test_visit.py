@@ -5,18 +5,23 @@ from collections.abc import Callable
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Gemma3nTextConfig, Gemma3nTextModel
 
 from innervision.config import VISION
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM, Inputs
+from innervision.mllm.architecture import find_decoder
+from innervision.mllm.inputs import share_out
+from innervision.mllm.vision import channels_last, split_by_image
+from innervision.mllm.walk import Walk
 from tiny_mllms import FAMILIES
 
 Load = Callable[[str], MLLM]
 Images = list[Image.Image]
 
-WITHOUT_VISION_LAYER = {"idefics2", "lfm2_vl"}
-"""idefics2 pads the pictures themselves; lfm2_vl projects tile by tile."""
+WITHOUT_VISION_LAYER = {"lfm2_vl"}
+"""It projects tile by tile."""
 
 
 def states_of(mllm: MLLM, inputs: Inputs, layers: list[int] | None = None, **options: str) -> dict[int, Tensor]:
@@ -180,3 +185,65 @@ def test_unknown_layers_are_refused(load_family: Load, unequal_images: Images) -
     mllm = load_family("llava")
     with pytest.raises(InnerVisionError, match=r"1…4.*no layer 5"):
         mllm.visit(mllm.prepare(unequal_images, "Describe"), lambda *_: None, [5])
+
+
+def test_streams_of_a_token_are_read_one_after_the_other() -> None:
+    """Gemma 3n's decoder keeps four streams of states; after the final norm there is one."""
+    config = Gemma3nTextConfig(
+        vocab_size=64,
+        vocab_size_per_layer_input=64,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        laurel_rank=4,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=16,
+        activation_sparsity_pattern=[0.0, 0.0],
+    )
+    torch.manual_seed(0)
+    model = Gemma3nTextModel(config).eval()
+    ids = torch.arange(14).reshape(2, 7) + 5
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    inputs = Inputs({"input_ids": ids}, mask, mask, torch.full((2, 7, 2), float("nan")), None)
+    seen: dict[int, Tensor] = {}
+    walk = Walk(
+        "gemma3n", find_decoder(model), None, inputs, mask, {0, 1, 2}, lambda k, states, _: seen.update({k: states})
+    )
+    with torch.no_grad():
+        output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
+        walk.run(lambda: model(input_ids=ids, use_cache=False))
+    for layer in (0, 1):
+        for stream in range(4):
+            found = seen[layer][..., 32 * stream : 32 * (stream + 1)]
+            assert torch.equal(found, output.hidden_states[layer][stream])
+    assert torch.equal(seen[2], output.last_hidden_state)
+
+
+def test_features_are_shared_out_by_the_grid_not_by_tokens_that_end_rows() -> None:
+    """Grids of 2 x 4 and 4 x 6 patches, 8 and 24; with a token that ends each row they have 10 and 28."""
+    mask = torch.zeros(2, 28, dtype=torch.bool)
+    mask[0, :10], mask[1] = True, True
+    grid = torch.tensor([[1, 2, 4], [1, 4, 6]])
+    inputs = Inputs({"image_grid_thw": grid}, mask, mask, torch.full((2, 28, 2), float("nan")), None)
+    pieces = split_by_image(torch.arange(32.0)[:, None], inputs)
+    assert pieces is not None
+    assert [len(piece) for piece in pieces] == [8, 24]
+
+
+@pytest.mark.parametrize(("total", "counts", "shares"), [(6, [4, 8], [2, 4]), (24, [4, 8], [8, 16]), (9, [4, 8], None)])
+def test_things_are_shared_out_in_whole_multiples_only(total: int, counts: list[int], shares: list[int] | None) -> None:
+    """9 would divide as 3 and 6, which says nothing."""
+    found = share_out(total, torch.tensor(counts))
+    assert (None if found is None else found.tolist()) == shares
+
+
+def test_maps_for_a_convolution_are_read_by_channel() -> None:
+    features = torch.randn(2, 3, 4, 4)
+    convolution = nn.Sequential(nn.Conv2d(3, 8, 2))
+    assert channels_last(features, convolution).shape == (2, 4, 4, 3)
+    assert channels_last(features, nn.Linear(4, 8)) is features

@@ -14,13 +14,15 @@ import PIL.Image
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from innervision.config import TrainSettings
 from innervision.data.loader import Batches, Truth
 from innervision.data.sources import ImageSet
 from innervision.engine.environment import device_name, package_versions
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, printable
 from innervision.mllm import MLLM, Inputs
+from innervision.mllm.check import require_sound
 from innervision.mllm.places import PlaceFinder
 from innervision.original.protocol import PROTOCOLS, Prepare
 from innervision.probes import ProbeBank
@@ -78,7 +80,7 @@ class Session:
             trust_remote_code: run model code that comes with the MLLM's checkpoint.
 
         Raises:
-            InnerVisionError: one of them cannot be had.
+            InnerVisionError: one of them cannot be had, or the MLLM fails the test that training begins with.
         """
         if mllm is None:
             mllm = MLLM.load(
@@ -92,6 +94,9 @@ class Session:
                 trust_remote_code=trust_remote_code,
                 template=settings.template,
             )
+        if script == "train" and isinstance(mllm, MLLM):  # a stand-in is taken as it is
+            for warning in require_sound(mllm, settings.prompt):
+                tqdm.write(printable(f"warning: {warning}"))
         if targets is None:
             precision = _dtype(settings.expert_dtype)
             targets = load_targets(settings.targets, only=only, device=mllm.device, dtype=precision, head=head)

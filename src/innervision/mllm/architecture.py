@@ -1,7 +1,6 @@
-"""Where a Hugging Face image-text model keeps its decoder layers and its vision stage."""
+"""Where a Hugging Face image-text model keeps its decoder layers."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -46,47 +45,6 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     )
 
 
-@dataclass(frozen=True)
-class VisionStage:
-    """The vision tower and the modules beside it, the first of which to run after the tower is the projector."""
-
-    tower: nn.Module
-    neighbours: list[nn.Module]
-
-
-def find_vision_stage(model: PreTrainedModel, decoder: Decoder) -> VisionStage:
-    """Find the vision tower through `get_encoder("image")`.
-
-    Raises:
-        InnerVisionError: the model has no vision tower of its own (the decoder reads pixels directly).
-    """
-    tower = model.get_encoder("image")
-    holds_decoder = any(module is decoder.module for module in tower.modules())
-    if holds_decoder:
-        raise InnerVisionError(
-            f"{type(model).__name__} has no vision tower that hands features to a projector, "
-            "so there is no layer -1 (vision); ask for layers from 0 on"
-        )
-    parent = next(module for module in model.modules() if any(child is tower for child in module.children()))
-    neighbours = [
-        child
-        for child in parent.children()
-        if child is not tower and not any(module is decoder.module for module in child.modules())
-    ]
-    return VisionStage(tower, neighbours)
-
-
 def first_tensor(args: tuple, kwargs: dict) -> Tensor | None:
     """Give the first tensor that a module was called with."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-
-
-def handed_over(tower_output: Any, args: tuple, kwargs: dict) -> Tensor | None:
-    """Give what a module received from the vision tower.
-
-    That is the tower's own output, where it is among the tensors that the module was called with, else the first
-    of them (the output of an inner layer, cropped or shuffled).
-    """
-    features = getattr(tower_output, "last_hidden_state", None)
-    values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    return next((value for value in values if value is features), first_tensor(args, kwargs))

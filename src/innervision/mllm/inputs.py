@@ -1,8 +1,9 @@
 """Images and a prompt as the tensors that the model under study takes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import PIL.Image
@@ -11,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, first_line
 
 Tokens = Literal["all", "image", "text"]
 """Which tokens a probe may read."""
@@ -21,8 +22,8 @@ Tokens = Literal["all", "image", "text"]
 class Inputs:
     """A batch as the processor made it, and what its tokens are."""
 
-    tensors: dict[str, Tensor]
-    """The arguments of the model's forward pass."""
+    tensors: dict[str, Any]
+    """The arguments of the model's forward pass: tensors, and for a few models lists of numbers."""
     mask: Tensor
     """(B, T) bool: True = a real token, False = padding."""
     image_mask: Tensor
@@ -36,7 +37,11 @@ class Inputs:
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Inputs":
         """Give a copy on `device`; floating-point arguments of the model become `dtype`."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        floats = {key: value.to(dtype) for key, value in moved.tensors.items() if value.is_floating_point()}
+        floats = {
+            key: value.to(dtype)
+            for key, value in moved.tensors.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
         return replace(moved, tensors=moved.tensors | floats)
 
     def pin_memory(self) -> "Inputs":
@@ -44,7 +49,7 @@ class Inputs:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
-        tensors = {key: change(value) for key, value in self.tensors.items()}
+        tensors = {key: change(value) if isinstance(value, Tensor) else value for key, value in self.tensors.items()}
         tiles = None if self.tiles is None else change(self.tiles)
         return Inputs(tensors, change(self.mask), change(self.image_mask), change(self.sizes), tiles)
 
@@ -60,83 +65,150 @@ class Inputs:
         return mask
 
 
+_REFUSALS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError)
+"""What a processor raises when it cannot do what it is asked for."""
+
+
 @dataclass(frozen=True)
 class InputBuilder:
     """Builds `Inputs` on the CPU, without the model's weights, so that a DataLoader worker can do it."""
 
     processor: ProcessorMixin
     config: PretrainedConfig
+    arguments: frozenset[str] = frozenset()
+    """Names of the arguments of the model's forward pass."""
 
     def __call__(self, images: Sequence[Image], prompt: str, reply: str | None = None) -> Inputs:
         """Make the model's inputs from RGB images, each beside the same prompt.
 
         The prompt goes through the processor's chat template as one user turn, and the reply, if there is one, as
-        the model's; where the processor has none, the text is the image token, a line break, prompt and reply.
+        the model's; where the processor has none, the text is the image token, a line break, prompt and reply, or
+        prompt and reply alone for processors that write the image tokens themselves and models that have none.
 
         Raises:
-            InnerVisionError: the processor refuses the images, or gives no `input_ids`.
+            InnerVisionError: the processor refuses the images, or gives no `input_ids` or no pixels.
         """
         try:
             encoded = self._encode(list(images), prompt, reply)
-        except (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError) as error:
-            raise InnerVisionError(f"{type(self.processor).__name__} refuses the input: {error}") from error
-        tensors = {key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "labels"}
+        except _REFUSALS as error:
+            raise InnerVisionError(f"{type(self.processor).__name__} refuses the input: {first_line(error)}") from error
+        tensors: dict[str, Any] = {
+            key: value
+            for key, value in encoded.items()
+            if key != "labels" and (isinstance(value, Tensor) or (isinstance(value, list) and key in self.arguments))
+        }
         if "input_ids" not in tensors:
             raise InnerVisionError(f"{type(self.processor).__name__} gives no input_ids; this model cannot be probed")
+        if not any(isinstance(value, Tensor) and value.is_floating_point() for value in tensors.values()):
+            raise InnerVisionError(
+                f"{type(self.processor).__name__} gives no pixels: this is a text model, or its processor is missing"
+            )
         ids = tensors["input_ids"]
         mask = tensors.get("attention_mask", torch.ones_like(ids)).bool()
-        image_mask = self._image_mask(ids)
+        image_mask = self._image_mask(tensors)
         tiles = count_tiles(tensors, image_mask)
         return Inputs(tensors, mask, image_mask, image_sizes(images), tiles)
 
     def _encode(self, images: list[Image], prompt: str, reply: str | None) -> dict[str, Any]:
-        if getattr(self.processor, "chat_template", None):
-            answer = [{"role": "assistant", "content": [{"type": "text", "text": reply}]}] if reply else []
-            turns = [
-                [
-                    {
-                        "role": "user",
-                        "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}],
-                    },
-                    *answer,
-                ]
-                for image in images
+        if not getattr(self.processor, "chat_template", None):
+            prompt = f"{prompt} {reply}" if reply else prompt
+            bare = self._image_token is None or self._writes_image_tokens
+            return self._encode_text(images, prompt if bare else f"{self._image_token}\n{prompt}")
+        answer = [{"role": "assistant", "content": [{"type": "text", "text": reply}]}] if reply else []
+        turns = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}],
+                },
+                *answer,
             ]
-            return self.processor.apply_chat_template(  # type: ignore[return-value]  # a mapping, with return_dict
+            for image in images
+        ]
+
+        def encode(options: dict[str, Any], return_tensors: str | None) -> Any:
+            return self.processor.apply_chat_template(
                 turns,  # type: ignore[arg-type]  # its annotation knows no images
                 add_generation_prompt=not reply,
                 tokenize=True,
                 return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={"padding": True},
+                return_tensors=return_tensors,
+                processor_kwargs=options,
             )
-        prompt = f"{prompt} {reply}" if reply else prompt
-        text = prompt if self._writes_image_tokens else f"{self._image_token}\n{prompt}"
-        return self._encode_text(images, text)
+
+        return self._first_accepted([encode])
 
     def _encode_text(self, images: list[Image], text: str) -> dict[str, Any]:
-        nested = [[image] for image in images]
-        return self.processor(images=nested, text=[text] * len(images), padding=True, return_tensors="pt")
+        """Give the images one list for each text or, to processors that refuse that, one by one."""
 
-    @property
-    def _image_token(self) -> str:
+        def encode(images: list[Any], options: dict[str, Any], return_tensors: str | None) -> Any:
+            return self.processor(images=images, text=[text] * len(images), return_tensors=return_tensors, **options)
+
+        return self._first_accepted([partial(encode, [[image] for image in images]), partial(encode, images)])
+
+    def _first_accepted(self, ways: Sequence[Callable[[dict[str, Any], str | None], Any]]) -> dict[str, Any]:
+        """Encode in the first way that the processor accepts.
+
+        Where images have pixels of unequal shape, which it cannot stack, they are joined here.
+
+        Raises:
+            Exception: of the first way, if it accepts none.
+        """
+        options: dict[str, Any] = {"padding": True}
+        if "mm_token_type_ids" in self.arguments and isinstance(self.processor, ProcessorMixin):
+            options["return_mm_token_type_ids"] = True
+        refusal: Exception | None = None
+        for way in ways:
+            try:
+                return way(options, "pt")
+            except _REFUSALS as error:
+                refusal = refusal or error
+            with suppress(*_REFUSALS):
+                return join_unequal(way(options, None))
+        assert refusal is not None
+        raise refusal
+
+    @cached_property
+    def _image_token(self) -> str | None:
         token = image_token_id(self.config)
-        if token is None:
-            raise ValueError("it has no chat template and the model's configuration names no image token")
-        return self.processor.tokenizer.convert_ids_to_tokens(token)
+        return None if token is None else self.processor.tokenizer.convert_ids_to_tokens(token)
 
     @cached_property
     def _writes_image_tokens(self) -> bool:
         """Whether the processor puts the image tokens in by itself, as it is given a text without one."""
         try:
-            ids = self._encode_text([PIL.Image.new("RGB", (64, 48))], "a")["input_ids"]
-        except ValueError:
+            encoded = self._encode_text([PIL.Image.new("RGB", (64, 48))], "a")
+        except _REFUSALS:
             return False
-        return bool(self._image_mask(ids).any())
+        return bool(self._image_mask(encoded).any())
 
-    def _image_mask(self, ids: Tensor) -> Tensor:
+    def _image_mask(self, encoded: dict[str, Any]) -> Tensor:
+        """Find the image tokens by their id or, where they have none of their own, by the processor's mask."""
+        ids = encoded["input_ids"]
         token = image_token_id(self.config)
-        return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids == token
+        if token is not None:
+            return ids == token
+        given = encoded.get("image_embeds_position_mask")
+        return torch.zeros_like(ids, dtype=torch.bool) if given is None else given.bool()
+
+
+def join_unequal(encoded: dict[str, Any]) -> dict[str, Any]:
+    """Make tensors of what a processor gives as lists: rows of text are stacked, unequal stacks of tiles concatenated.
+
+    The concatenated tiles have the shape (1, tiles, C, H, W), in which models that take several images for each text
+    find them again.
+
+    Raises:
+        ValueError: there is nothing to concatenate, or a list of another kind.
+    """
+    joined = {}
+    for key, value in encoded.items():
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            equal = all(part.shape == value[0].shape for part in value)
+            joined[key] = torch.stack(value) if equal else torch.cat(value)[None]
+        else:
+            joined[key] = torch.tensor(value) if not isinstance(value, Tensor) else value
+    return joined
 
 
 def image_token_id(config: PretrainedConfig) -> int | None:
@@ -166,15 +238,20 @@ def count_tiles(tensors: dict[str, Tensor], image_mask: Tensor) -> Tensor | None
         return None
     if len(pixels) == len(image_mask):
         return torch.ones(len(pixels), dtype=torch.int64)
-    return share_out(len(pixels), image_mask)
+    return share_out(len(pixels), image_mask.sum(dim=1))
 
 
-def share_out(total: int, image_mask: Tensor) -> Tensor | None:
-    """Divide `total` things among images in proportion to their image tokens; None where that leaves a rest."""
-    counts = image_mask.sum(dim=1)
-    if int(counts.sum()) == 0 or bool((counts * total % counts.sum()).any()):
+def share_out(total: int, counts: Tensor) -> Tensor | None:
+    """Divide `total` things among images in proportion to what they have of another kind, (B,) int64.
+
+    None where that is not a whole number for each one of the other kind, or a whole number of these for each thing:
+    a number that merely happens to divide says nothing.
+    """
+    whole = int(counts.sum())
+    if 0 in (total, whole) or (total % whole and whole % total):
         return None
-    return counts * total // counts.sum()
+    shares = counts * total // whole
+    return shares if int(shares.sum()) == total else None
 
 
 def image_sizes(images: Sequence[Image]) -> Tensor:

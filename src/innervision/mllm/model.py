@@ -1,5 +1,6 @@
 """The model under study: loads it, feeds it, shows its layers one at a time."""
 
+import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 
@@ -22,10 +24,14 @@ from innervision.checkpoints.identity import hub_commit, identify, locate, proce
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
 from innervision.config import VISION
 from innervision.errors import InnerVisionError, first_line, require
-from innervision.mllm.architecture import Decoder, VisionStage, find_decoder, find_vision_stage
+from innervision.mllm.architecture import Decoder, find_decoder
 from innervision.mllm.inputs import InputBuilder, Inputs, Tokens
+from innervision.mllm.vision import VisionStage, find_vision_stage
 from innervision.mllm.walk import Visitor, Walk
 from innervision.seeds import fixed_seed
+
+SAMPLE_PROMPT = "Describe the image."
+"""Stands beside the images that show what a model is like."""
 
 
 class MLLM:
@@ -52,11 +58,9 @@ class MLLM:
         self.model = model.eval().requires_grad_(False)
         self.name = name or model.config.name_or_path or type(model).__name__
         self.revision = revision
-        self.builder = InputBuilder(processor, model.config)
+        self.builder = InputBuilder(processor, model.config, frozenset(inspect.signature(model.forward).parameters))
         self.decoder: Decoder = find_decoder(model)
         self.num_layers = len(self.decoder.layers)
-        self.hidden_size: int = model.config.get_text_config(decoder=True).hidden_size
-        self._vision_width: int | None = None
 
     @classmethod
     def load(
@@ -112,12 +116,14 @@ class MLLM:
                 if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
                     raise ValueError(f"a {config.model_type} model is not an image-text model of Transformers")
                 processor = AutoProcessor.from_pretrained(folder, **source)
+                if isinstance(processor, PreTrainedTokenizerBase):
+                    raise ValueError("it has no processor that takes images, only a tokenizer")
             if random_weights == "all":
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
                         config, dtype=dtype, trust_remote_code=trust_remote_code
                     )
-                    _redraw_zeros(model)
+                    redraw_constants(model)
                     if foreign is not None:
                         foreign.embed(model, random=True)
                 model.to(device)
@@ -180,15 +186,34 @@ class MLLM:
             InnerVisionError: the model has no such layer.
         """
         self.check_layers([layer])
-        if layer != VISION:
-            return self.hidden_size
-        if self._vision_width is None:
-            widths: list[int] = []
-            unequal = [Image.new("RGB", (64, 48), (90, 120, 150)), Image.new("RGB", (48, 96), (150, 90, 60))]
-            sample = self.prepare(unequal, "Describe the image.")
-            self.visit(sample, lambda _, states, __: widths.append(states.shape[-1]), [VISION])
-            self._vision_width = widths[0]
-        return self._vision_width
+        return self.vision_width if layer == VISION else self.widths[layer]
+
+    @cached_property
+    def widths(self) -> dict[int, int]:
+        """The number of features of the layers 0…L, as one forward pass shows them.
+
+        Where the decoder has several streams, that is more than the configuration says.
+
+        Raises:
+            InnerVisionError: the model cannot be probed.
+        """
+        found: dict[int, int] = {}
+        sample = self.prepare([Image.new("RGB", (64, 48), (90, 120, 150))], SAMPLE_PROMPT)
+        self.visit(sample, lambda layer, states, _: found.__setitem__(layer, states.shape[-1]))
+        return found
+
+    @cached_property
+    def vision_width(self) -> int:
+        """The number of features in layer -1, as two unequal images show it, of which one may be cut into tiles.
+
+        Raises:
+            InnerVisionError: the model has no such layer.
+        """
+        found: list[int] = []
+        unequal = [Image.new("RGB", (1280, 960), (90, 120, 150)), Image.new("RGB", (48, 96), (150, 90, 60))]
+        sample = self.prepare(unequal, SAMPLE_PROMPT)
+        self.visit(sample, lambda _, states, __: found.append(states.shape[-1]), [VISION])
+        return found[0]
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise InnerVisionError unless every number is a layer of this model (-1…L)."""
@@ -239,6 +264,7 @@ class MLLM:
         decoder.to("cpu")  # where a seed gives the same numbers on every machine
         with fixed_seed(seed):
             decoder.initialize_weights()
+            redraw_constants(decoder)
         decoder.to(device)
 
 
@@ -290,9 +316,19 @@ def _load_weights(
 
 
 @torch.no_grad()
-def _redraw_zeros(model: PreTrainedModel) -> None:
-    """Draw weight matrices that the class leaves at zero: a projector of zeros would hide the image altogether."""
-    spread = getattr(model.config.get_text_config(decoder=True), "initializer_range", 0.02)
-    for parameter in model.parameters():
-        if parameter.dim() > 1 and not parameter.any():
-            parameter.normal_(std=spread)
+def redraw_constants(module: PreTrainedModel) -> None:
+    """Draw anew what the class of a model starts at a constant, or all but one, which would hide the image.
+
+    Weight matrices with a standard deviation below 1e-4 (projectors of zeros; vision towers whose initializer_range is
+    1e-10) are drawn like the language model's. Gates, which are single numbers that start at zero, are opened to 1.
+    """
+    spread = getattr(module.config.get_text_config(decoder=True), "initializer_range", 0.0)
+    for parameter in module.parameters():
+        if parameter.numel() == 1:
+            parameter.masked_fill_(parameter == 0, 1.0)
+        elif parameter.dim() > 1 and parameter.is_floating_point() and parameter.float().std() < SMALLEST_SPREAD:
+            parameter.normal_(std=spread if spread >= SMALLEST_SPREAD else 0.02)
+
+
+SMALLEST_SPREAD = 1e-4
+"""Standard deviation of a weight matrix that counts as drawn; the library's classes draw with 0.006 and above."""

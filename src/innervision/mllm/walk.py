@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from innervision.config import VISION
-from innervision.errors import InnerVisionError
-from innervision.mllm.architecture import Decoder, VisionStage, first_tensor, handed_over
-from innervision.mllm.inputs import Inputs, share_out
+from innervision.errors import InnerVisionError, first_line
+from innervision.mllm.architecture import Decoder, first_tensor
+from innervision.mllm.inputs import Inputs
+from innervision.mllm.vision import HandOver, VisionStage
 
 Visitor = Callable[[int, Tensor, Tensor], None]
 """Called with a layer's number, its states (B, T, D) and a mask (B, T), True = a token the visitor may read."""
@@ -42,19 +43,32 @@ class Walk:
     seen: set[int] = field(default_factory=set)
     layers_entered: int = 0
     layers_left: int = 0
-    tower_output: Any = None
+    visiting: bool = False
+
+    def __post_init__(self) -> None:
+        """Watch the vision tower where layer -1 is wanted."""
+        self.hand_over = None if self.stage is None else HandOver(self.stage, self.inputs)
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Run the model; the pass ends with the last wanted layer.
 
         Raises:
-            InnerVisionError: a layer was not reached, or its states do not belong to the tokens one to one.
+            InnerVisionError: the model fails, a layer was not reached, or its states do not belong to the tokens one
+                to one. What the visitor raises passes through.
         """
         handles = self.hook()
         try:
             forward()
         except _LastLayerSeen:
             return
+        except (InnerVisionError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model can raise anything
+            if self.visiting:
+                raise
+            raise InnerVisionError(
+                f"{self.name} fails on these inputs: {type(error).__name__}: {first_line(error)}"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -64,28 +78,29 @@ class Walk:
 
     def hook(self) -> list[RemovableHandle]:
         decoder = self.decoder
-        handles = [decoder.module.register_forward_hook(self.on_decoder_output)]
+        handles = [
+            decoder.module.register_forward_pre_hook(self.on_decoder_input),
+            decoder.module.register_forward_hook(self.on_decoder_output),
+        ]
         for layer in set(decoder.layers):
             handles.append(layer.register_forward_pre_hook(self.on_layer_input, with_kwargs=True))
             handles.append(layer.register_forward_hook(self.on_layer_output))
-        if (stage := self.stage) is not None:
-            handles.append(stage.tower.register_forward_hook(self.on_tower_output))
-            for module in stage.neighbours:
-                handles.append(module.register_forward_pre_hook(self.on_neighbour_input, with_kwargs=True))
-        return handles
+        return handles if self.hand_over is None else handles + self.hand_over.hook()
 
-    def on_tower_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.tower_output = output
-
-    def on_neighbour_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.tower_output is not None and VISION not in self.seen:
-            self.show_vision(handed_over(self.tower_output, args, kwargs))
+    def on_decoder_input(self, module: nn.Module, args: tuple) -> None:
+        if self.hand_over is not None and self.hand_over.outputs:  # else the tower is a part of this module
+            self.show_vision()
 
     def on_layer_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if VISION in self.wanted - self.seen:  # the projector is a part of the tower, which returns both sides of it
-            self.show_vision(getattr(self.tower_output, "last_hidden_state", None))
-        if self.layers_entered == 0 or not self.decoder.states_are_outputs:
-            self.show(self.layers_entered, first_tensor(args, kwargs))
+        self.show_vision()
+        number = self.layers_entered
+        if number == len(self.decoder.layers) or module is not self.decoder.layers[number]:
+            raise InnerVisionError(
+                f"{self.name} does not run its {len(self.decoder.layers)} decoder layers once each in their order "
+                f"(call {number + 1} is of another), so what it computes has no layer numbers; it cannot be probed"
+            )
+        if number == 0 or not self.decoder.states_are_outputs:
+            self.show(number, first_tensor(args, kwargs))
         self.layers_entered += 1
 
     def on_layer_output(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -94,52 +109,51 @@ class Walk:
             self.show(self.layers_left, output[0] if isinstance(output, tuple) else output)
 
     def on_decoder_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.layers_left < len(self.decoder.layers):
+            return  # `run` names the layers that were not reached
         last = getattr(output, "last_hidden_state", None)
         self.show(len(self.decoder.layers), output[0] if last is None else last)
 
     def show(self, layer: int, states: Tensor | None) -> None:
         if layer not in self.wanted:
             return
-        if states is None or states.dim() != 3 or states.shape[:2] != self.mask.shape:
+        flat = None if states is None else join_streams(states, self.mask.shape)
+        if flat is None:
             shape = None if states is None else tuple(states.shape)
             raise InnerVisionError(
                 f"{self.name}: layer {layer} has states of shape {shape}, which are not one for each of the "
                 f"{tuple(self.mask.shape)} input tokens; this model cannot be probed"
             )
-        self.finish(layer, states, self.mask)
+        self.finish(layer, flat, self.mask)
 
-    def show_vision(self, features: Tensor | None) -> None:
-        pieces = None if features is None else split_by_image(features, self.inputs)
-        if pieces is None:
-            shape = None if features is None else tuple(features.shape)
+    def show_vision(self) -> None:
+        if self.hand_over is None or VISION in self.seen:
+            return
+        try:
+            pieces = self.hand_over.by_image()
+        except InnerVisionError as error:
             raise InnerVisionError(
-                f"{self.name}: cannot tell which of the vision tower's features (shape {shape}) belong to "
-                "which image, so layer -1 (vision) cannot be probed; ask for layers from 0 on"
-            )
+                f"{self.name}: {error}, so layer -1 (vision) cannot be probed; ask for layers from 0 on"
+            ) from error
         states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # (B, T, D)
         lengths = torch.tensor([len(piece) for piece in pieces], device=states.device)
         self.finish(VISION, states, torch.arange(states.shape[1], device=states.device) < lengths[:, None])
 
     def finish(self, layer: int, states: Tensor, mask: Tensor) -> None:
         self.seen.add(layer)
+        self.visiting = True
         self.visitor(layer, states, mask)
+        self.visiting = False
         if layer == max(self.wanted):
             raise _LastLayerSeen
 
 
-def split_by_image(features: Tensor, inputs: Inputs) -> list[Tensor] | None:
-    """Give each image's own part of what the projector receives, (T_i, D) each, or None where it cannot be told.
+def join_streams(states: Tensor, tokens: torch.Size) -> Tensor | None:
+    """Give a token's states as one vector, also where the decoder has several streams of them.  # (B, T, D)
 
-    Features come by image (B, …, D), by tile (tiles, T, D), or as one sequence for all images (T, D), in which
-    images have shares in proportion to their image tokens.
+    Streams, (streams, B, T, D) or (B, T, streams, D), are written one after the other: the model's later layers read
+    all of them. None where the states do not belong to the tokens (B, T) one to one.
     """
-    width = features.shape[-1]
-    if features.dim() == 2 or (features.dim() == 3 and len(features) == 1 and len(inputs.mask) > 1):
-        shares = share_out(features.numel() // width, inputs.image_mask)
-    elif features.dim() == 3 and inputs.tiles is not None and len(features) == int(inputs.tiles.sum()):
-        shares = inputs.tiles * features.shape[1]
-    elif features.dim() > 3 and len(features) == len(inputs.mask):
-        shares = torch.full((len(features),), features[0].numel() // width)
-    else:
-        return None
-    return None if shares is None else list(features.reshape(-1, width).split(shares.tolist()))
+    if states.dim() == 4 and states.shape[1:3] == tokens:
+        states = states.movedim(0, 2)
+    return states.flatten(2) if states.dim() in (3, 4) and states.shape[:2] == tokens else None

@@ -1,0 +1,307 @@
+"""What the vision tower of a Hugging Face image-text model hands to the projector, and whose image it is."""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from innervision.errors import InnerVisionError
+from innervision.mllm.architecture import Decoder
+from innervision.mllm.inputs import Inputs, share_out
+
+
+@dataclass(frozen=True)
+class VisionStage:
+    """The vision tower and the modules beside it, the first of which to run after the tower is the projector."""
+
+    tower: nn.Module
+    neighbours: list[nn.Module]
+
+
+def find_vision_stage(model: PreTrainedModel, decoder: Decoder) -> VisionStage:
+    """Find the vision tower through `get_encoder("image")`.
+
+    Raises:
+        InnerVisionError: the model has no vision tower of its own (the decoder reads pixels directly).
+    """
+    tower = model.get_encoder("image")
+    holds_decoder = any(module is decoder.module for module in tower.modules())
+    if holds_decoder:
+        raise InnerVisionError(
+            f"{type(model).__name__} has no vision tower that hands features to a projector, "
+            "so there is no layer -1 (vision); ask for layers from 0 on"
+        )
+    parent = next(module for module in model.modules() if any(child is tower for child in module.children()))
+    neighbours = [
+        child
+        for child in called_children(parent)
+        if child is not tower and not any(module is decoder.module for module in child.modules())
+    ]
+    return VisionStage(tower, neighbours)
+
+
+def called_children(module: nn.Module) -> Iterator[nn.Module]:
+    """Give the children of a module; in place of a list of modules, which is never called itself, its elements."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from called_children(child)
+        else:
+            yield child
+
+
+@dataclass
+class HandOver:
+    """Watches one forward pass for what the vision tower hands to the projector."""
+
+    stage: VisionStage
+    inputs: Inputs
+    """Of the batch, as the model gets them."""
+    outputs: list[Any] = field(default_factory=list)
+    """Of the tower, one for each time that it is called."""
+    handed: list[tuple[nn.Module, tuple, dict]] = field(default_factory=list)
+    """What the modules beside the tower are called with once it has run."""
+    received_inside: list[weakref.ref] = field(default_factory=list)
+    """The tensors that modules of the tower were called with: its last part may be the projector."""
+
+    def hook(self) -> list[RemovableHandle]:
+        """Register what notices the calls."""
+        handles = [self.stage.tower.register_forward_hook(self._on_tower_output)]
+        for module in self.stage.neighbours:
+            handles.append(module.register_forward_pre_hook(self._on_neighbour_input, with_kwargs=True))
+        for module in called_children(self.stage.tower):
+            handles.append(module.register_forward_pre_hook(self._on_inner_input, with_kwargs=True))
+        return handles
+
+    def _on_tower_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.outputs.append(output)
+
+    def _on_neighbour_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.outputs:
+            self.handed.append((module, args, kwargs))
+
+    def _on_inner_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.received_inside.extend(map(weakref.ref, _tensors(args, kwargs)))
+
+    def by_image(self) -> list[Tensor]:
+        """Give what each image's own part of the features is, (T_i, D) each, once the decoder begins.
+
+        Raises:
+            InnerVisionError: it is not one tensor, or it cannot be told which features belong to which image.
+        """
+        handed = [
+            (module, tensor)
+            for module, args, kwargs in self.handed
+            if (tensor := handed_over(self.outputs, args, kwargs)) is not None
+        ]
+        num_images = len(self.inputs.mask)
+        if not self.outputs:
+            raise InnerVisionError("the vision tower does not run before the decoder")
+        if any(self._is_pixels(tensor) for _, tensor in handed):
+            raise InnerVisionError("a second vision tower reads the pixels")
+        if self._num_sources(handed) > 1:
+            raise InnerVisionError("the vision tower hands features of several of its layers to several modules")
+        if not handed:
+            features = getattr(self.outputs[-1], "last_hidden_state", None)
+            if features is None or not any(received() is features for received in self.received_inside):
+                raise InnerVisionError("no module is seen to receive the vision tower's features")
+            calls = [features]
+        else:
+            projector = handed[0][0]
+            calls = [channels_last(tensor, projector) for module, tensor in handed if module is projector]
+        if len(calls) == len(self.outputs) == 1:
+            patch_size = getattr(getattr(self.stage.tower, "config", None), "patch_size", None)
+            pieces = split_by_image(calls[0], self.inputs, patch_size)
+        elif len(calls) == num_images and len(self.outputs) in (1, num_images):
+            pieces = _one_call_per_image(calls, self.inputs)
+        else:
+            raise InnerVisionError(
+                f"the vision tower runs {len(self.outputs)} times and hands over {len(calls)} tensors for "
+                f"{num_images} images"
+            )
+        if pieces is None:
+            shapes = ", ".join(str(tuple(call.shape)) for call in calls[:3])
+            raise InnerVisionError(
+                f"cannot tell which of the vision tower's features (shape {shapes}) belong to which image"
+            )
+        return pieces
+
+    def _is_pixels(self, tensor: Tensor) -> bool:
+        pixels = [value for value in _tensors((), self.inputs.tensors) if value.is_floating_point()]
+        return any(
+            _same_storage(tensor, value) or (value.dim() > 3 and tensor.shape[-3:] == value.shape[-3:])
+            for value in pixels
+        )
+
+    def _num_sources(self, handed: list[tuple[nn.Module, Tensor]]) -> int:
+        """Count the tensors of the tower's output that other modules receive, unchanged or cut."""
+        sources: list[Tensor] = []
+        for _, tensor in handed:
+            whole = next((value for value in _leaves(self.outputs) if _same_storage(value, tensor)), None)
+            if whole is not None and not any(_same_storage(whole, source) for source in sources):
+                sources.append(whole)
+        return len(sources) if len(self.outputs) == 1 else min(1, len(sources))
+
+
+def handed_over(tower_outputs: list[Any], args: tuple, kwargs: dict) -> Tensor | None:
+    """Give what a module received from the vision tower; None where it was called without features.
+
+    That is the tower's own output, where it is among the tensors that the module was called with, else the first
+    of them (the output of an inner layer, cropped or shuffled).
+    """
+    last = [getattr(output, "last_hidden_state", None) for output in tower_outputs]
+    values = [value for value in _tensors(args, kwargs) if value.is_floating_point() and value.dim() > 1]
+    return next((value for value in values if any(value is features for features in last)), next(iter(values), None))
+
+
+def channels_last(features: Tensor, projector: nn.Module) -> Tensor:
+    """Bring a map for a convolution, (B, C, H, W), into the order that features have elsewhere.  # (B, H, W, C)"""
+    convolution = next((module for module in projector.modules() if isinstance(module, nn.Conv2d)), None)
+    is_map = convolution is not None and features.dim() == 4 and features.shape[1] == convolution.in_channels
+    first_weight = next(projector.parameters(), None)
+    reads_channels = is_map and first_weight is not None and first_weight.dim() == 4
+    return features.movedim(1, -1) if reads_channels else features
+
+
+def split_by_image(features: Tensor, inputs: Inputs, patch_size: int | None = None) -> list[Tensor] | None:
+    """Give each image's own part of what the projector receives, (T_i, D) each, or None where it cannot be told.
+
+    Features come as one sequence for all images (T, D), by image (B, …, D) or by tile (tiles, T, D). Tiles of padding
+    and patches of padding (of `patch_size` pixels a side) are left out.
+    """
+    width = features.shape[-1]
+    num_images = len(inputs.mask)
+    if features.dim() == 2 or (features.dim() == 3 and len(features) == 1 and num_images > 1):
+        shares = shares_of_sequence(features.numel() // width, inputs)
+        return None if shares is None else list(features.reshape(-1, width).split(shares.tolist()))
+    real, owner = tiles_of(inputs)
+    if real is None or owner is None:
+        if features.dim() < 3 or len(features) != num_images:
+            return None
+        real, owner = torch.ones(num_images, dtype=torch.bool), torch.arange(num_images)
+    lead = next((pixels.shape[:-3] for pixels in pixels_of(inputs)), torch.Size())
+    if len(lead) > 1 and features.shape[: len(lead)] == lead and features.dim() > len(lead) + 1:
+        features = features.flatten(0, len(lead) - 1)
+    features = features.flatten(1, -2)  # (tiles, T, D)
+    masks = [mask for mask in _masks(inputs) if mask.dim() > 2 and mask.shape == (*lead, *_size(inputs))]
+    patches = None
+    if masks and not bool(masks[0].all()):
+        patches = real_patches(masks[0], features.shape[1], patch_size)
+        if patches is None:
+            return None
+    if len(features) == int(real.sum()):
+        owner, patches = owner[real], None if patches is None else patches[real]
+        real = real[real]
+    elif len(features) != len(real):
+        return None
+    pieces = []
+    for image in range(num_images):
+        mine = (real & (owner == image)).nonzero()[:, 0]
+        tiles = features[mine.to(features.device)]
+        shown = slice(None) if patches is None else patches[mine].flatten().to(features.device)
+        pieces.append(tiles.flatten(0, 1)[shown])
+    return pieces if all(len(piece) for piece in pieces) else None
+
+
+def _one_call_per_image(calls: list[Tensor], inputs: Inputs) -> list[Tensor] | None:
+    pieces = [call.reshape(-1, call.shape[-1]) for call in calls if call.dim() == 2 or len(call) == 1]
+    if len(pieces) < len(calls):
+        return None
+    shares = shares_of_sequence(sum(map(len, pieces)), inputs)
+    return pieces if shares is not None and [len(piece) for piece in pieces] == shares.tolist() else None
+
+
+def shares_of_sequence(total: int, inputs: Inputs) -> Tensor | None:
+    """Give how many of `total` features each image has, where they come as one sequence.  # (B,)
+
+    That is in proportion to the patches of its grid, where the processor tells it, else to its image tokens.
+    """
+    grid = inputs.tensors.get("image_grid_thw")
+    if isinstance(grid, Tensor) and len(grid) == len(inputs.mask):
+        return share_out(total, grid.prod(dim=1))
+    return share_out(total, inputs.image_mask.sum(dim=1))
+
+
+def pixels_of(inputs: Inputs) -> list[Tensor]:
+    """Give the pixels among the model's inputs (…, C, H, W), those of whole images first."""
+    found = {
+        key: value
+        for key, value in inputs.tensors.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 3
+    }
+    return [found[key] for key in sorted(found, key=lambda key: key != "pixel_values")]
+
+
+def tiles_of(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
+    """Tell which tiles hold image and whose they are, in the order in which the pixels come.  # (tiles,) each
+
+    Pixels of shape (B, …, tiles, C, H, W) are padded with tiles that a mask of the same shape leaves out or that are
+    zero. Tiles of all images in one row, (tiles, C, H, W), are shared out in proportion to the image tokens. None where
+    the pixels do not come as tiles.
+    """
+    pixels = next(iter(pixels_of(inputs)), None)
+    num_images = len(inputs.mask)
+    if pixels is None:
+        return None, None
+    lead = pixels.shape[:-3]
+    if lead[0] == num_images:
+        mask = next((mask for mask in _masks(inputs) if mask.shape == lead and mask.dim() > 1), None)
+        real = (pixels != 0).flatten(-3).any(dim=-1) if mask is None else mask.bool()
+        if len(lead) == 1:
+            real = torch.ones_like(real)
+        owner = torch.arange(num_images).repeat_interleave(lead[1:].numel())
+        return real.flatten().cpu(), owner
+    shares = share_out(lead.numel(), inputs.image_mask.sum(dim=1))
+    if shares is None:
+        return None, None
+    owner = torch.arange(num_images).repeat_interleave(shares.cpu())
+    return torch.ones(len(owner), dtype=torch.bool), owner
+
+
+def real_patches(mask: Tensor, num_patches: int, patch_size: int | None) -> Tensor | None:
+    """Tell which patches of each tile are wholly image, by a mask of the pixels (…, H, W).  # (tiles, T) bool
+
+    An image without padding is cut to whole patches, too. None where the tile has not one feature for each patch.
+    """
+    height, width = mask.shape[-2:]
+    if not isinstance(patch_size, int) or (height // patch_size) * (width // patch_size) != num_patches:
+        return None
+    padding = (mask == 0).float().reshape(-1, 1, height, width)
+    return functional.max_pool2d(padding, patch_size).flatten(1).cpu() == 0
+
+
+def _size(inputs: Inputs) -> tuple[int, ...]:
+    return next((tuple(pixels.shape[-2:]) for pixels in pixels_of(inputs)), ())
+
+
+def _masks(inputs: Inputs) -> list[Tensor]:
+    return [
+        value
+        for key, value in inputs.tensors.items()
+        if isinstance(value, Tensor) and "mask" in key and not value.is_floating_point()
+    ]
+
+
+def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    """Give the tensors within a module's output."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _leaves(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+
+
+def _same_storage(first: Tensor, second: Tensor) -> bool:
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
