@@ -1,6 +1,5 @@
 """Single tensors of a checkpoint, read without the rest of it: one file or many, safetensors or PyTorch."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from innervision.errors import InnerVisionError, first_line
+from innervision.checkpoints.loading import LARGEST_JSON, reason
+from innervision.errors import InnerVisionError, few
+from innervision.json_files import read_json
 
 
 class Shards:
@@ -87,16 +88,18 @@ class Shards:
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # written by a PyTorch before 1.6, which cannot be mapped
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(tensors, dict):
+                raise ValueError(f"it holds a {type(tensors).__name__}, not tensors by name")
             return {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
         except Exception as error:  # a broken or foreign file can make its reader raise anything
-            raise InnerVisionError(f"{path} cannot be read as a file of weights: {first_line(error)}") from error
+            raise InnerVisionError(f"{path} cannot be read as a file of weights: {reason(error)}") from error
 
     def _read_index(self, path: str) -> dict[str, str]:
-        try:
-            files = json.loads(Path(path).read_text())["weight_map"]
-            outward = [file for file in files.values() if Path(file).name != file]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InnerVisionError(f"{path} is not an index of shards: {error!r}") from error
+        content = read_json(path, largest=LARGEST_JSON)
+        files = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise InnerVisionError(f"{path} is not an index of shards: its weight_map names no files")
+        outward = [file for file in files.values() if Path(file).name != file]
         if outward:
             raise InnerVisionError(f"{path} names a file outside of the checkpoint: {outward[0]}")
         return files
@@ -117,9 +120,3 @@ def find_file(name: str, file: str, revision: str | None = None) -> str | None:
         OfflineModeIsEnabled,
     ):
         return None
-
-
-def few(names: Iterable[str]) -> str:
-    """Name the first three of many, and say how many more there are."""
-    shown = sorted(names)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
