@@ -6,7 +6,7 @@ innervision train --mllm llava-hf/llava-1.5-7b-hf --targets depth,seg,gen --imag
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from innervision.checkpoints.identity import absolute
 from innervision.config import VISION, TrainSettings, parse_layers
 from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, load_batches
+from innervision.data.sources import short_hash
 from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.learner import Learner
 from innervision.engine.log import TrainingLog
-from innervision.engine.run import RunFolder
+from innervision.engine.run import FREE_TO_CHANGE, RunFolder
 from innervision.engine.session import Session, memory_errors
-from innervision.errors import InnerVisionError, printable, require
+from innervision.errors import InnerVisionError, require
 from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.targets import parse_targets
 from innervision.targets.target import Target
+from innervision.terminal import tell, tell_left_out
 
 Step = list[list[int]]
 """The images of one optimizer step: for each of its micro-batches their indices."""
@@ -101,8 +103,10 @@ def _plan(
     log = TrainingLog(run.log, settings)
     images = find_images(settings.images)
     bad = BadImages(images, settings.max_bad)
-    for name in bad.look_ahead(images):
-        tqdm.write(printable(f"left out {name}: {bad.reasons[name]}"))
+    bad.look_ahead(images)
+    for note in images.notes:
+        tell(note)
+    tell_left_out(bad.reasons)
     session = Session.load(
         settings,
         "train",
@@ -114,14 +118,14 @@ def _plan(
     mllm = session.mllm
     layers = parse_layers(settings.layers, mllm.num_layers, mllm.has_vision_layer())
     if settings.layers == "all" and layers[0] != VISION:
-        tqdm.write(f"{mllm.name} shows no layer -1 (vision): probing layers 0 to {mllm.num_layers}")
+        tell(f"{mllm.name} shows no layer -1 (vision): probing layers 0 to {mllm.num_layers}")
     banks = {
         target.name: session.place(ProbeBank.for_models(mllm, target, layers, settings.probe, seed=settings.seed))
         for target in session.targets
     }
     steps = [step for epoch in range(settings.epochs) for step in _steps(len(images), epoch, settings)]
     learner = Learner(session, banks, layers, num_steps=len(steps))
-    record = {
+    record: dict[str, Any] = {
         "mllm": {"name": mllm.name, "revision": mllm.revision, "num_layers": mllm.num_layers},
         "experts": {
             target.name: {"kind": target.kind, "name": target.expert, "revision": target.revision}
@@ -132,12 +136,26 @@ def _plan(
         "parameters": {name: bank.num_parameters() for name, bank in banks.items()},
         "setup": session.setup(),
     }
+    fixed = {name: value for name, value in asdict(settings).items() if name not in FREE_TO_CHANGE}
+    learner.run = short_hash([fixed, *(record[key] for key in ("mllm", "experts", "layers", "images"))])
     if resume:
         run.check_same(record)
+        record["notes"] = run.record().get("notes") or []
         if run.state.exists():
             learner.restore(run.state)
         bad.add(list(learner.bad.items()))
+        record["notes"] += _changes(run.settings(), settings, learner.step)
     return _Plan(run, session, learner, images, bad, steps, log, record)
+
+
+def _changes(before: TrainSettings, now: TrainSettings, step: int) -> list[str]:
+    """Note, and tell, what changes in a run that is resumed after a step and shows in its result."""
+    if before.micro_batch_size == now.micro_batch_size:
+        return []
+    sizes = f"{now.micro_batch_size} from step {step + 1} on, {before.micro_batch_size} before"
+    note = f"micro_batch_size is {sizes}: the probes differ from those of a run with one size by rounding"
+    tell(note)
+    return [note]
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -194,7 +212,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
                     if batch.bad:
                         run.write_bad_images(plan.bad.reasons)
                 for name in new:
-                    tqdm.write(printable(f"left out {name}: {plan.bad.reasons[name]}"))
+                    tell(f"left out {name}: {plan.bad.reasons[name]}")
                 learner.learn(batch)
             losses = learner.finish_step()
             size = sum(map(len, step))

@@ -47,6 +47,8 @@ class Learner:
         """Sum of each target's features over the images seen, (N, C) on the CPU."""
         self.bad: dict[str, str] = {}
         """Images that were left out, and why."""
+        self.run: str | None = None
+        """Tells the run from others; what another has saved is not restored."""
         self._start_step()
 
     @property
@@ -111,6 +113,7 @@ class Learner:
     def save(self, path: Path) -> None:
         """Write all that `restore` needs, atomically."""
         state = {
+            "run": self.run,
             "step": self.step,
             "count": self.count,
             "totals": self.totals,
@@ -133,6 +136,7 @@ class Learner:
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            require(state["run"] == self.run, "another run has saved it")
             for name, bank in self.banks.items():
                 bank.load_state_dict(state["banks"][name])
                 self.totals[name].copy_(state["totals"][name])
