@@ -9,6 +9,11 @@ from tqdm import tqdm
 from innervision.errors import few, printable
 
 
+def show(text: object) -> None:
+    """Print a result, without what a terminal would obey: names in it may come from strangers."""
+    print(printable(str(text)))
+
+
 def tell(text: str, *, from_all: bool = False) -> None:
     """Write a line, without what a terminal would obey.
 

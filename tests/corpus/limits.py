@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,6 @@ def _become(words: list[str], folder: Path, files: list[Path]) -> None:
     try:
         for number, path in zip((1, 2), files, strict=True):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
-        import sys
-
         sys.stdin = open(os.devnull)  # noqa: SIM115  # as long as the process lives
         sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="backslashreplace") for number in (1, 2))
         os.chdir(folder)

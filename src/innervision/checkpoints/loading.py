@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from safetensors import SafetensorError
 from torch import nn
 from transformers import dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
 from innervision.checkpoints.hub import cached_without_network
-from innervision.errors import InnerVisionError, first_line, require
+from innervision.errors import InnerVisionError, few, first_line, require
+from innervision.json_files import read_json
 
 LARGEST_JSON, LARGEST_TEMPLATE = 128 << 20, 1 << 20
 """Bytes of a model's JSON file and of its chat template, at most."""
@@ -51,12 +53,17 @@ def loading(kind: str, name: str) -> Iterator[None]:
 @contextmanager
 def silent_transformers() -> Iterator[None]:
     """Keep Transformers from reporting what it loads, in the block."""
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if bars:
+        enable_progress_bars()  # of downloads, which Transformers takes away with its own
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def reason(error: Exception) -> str:
@@ -80,7 +87,10 @@ def reason(error: Exception) -> str:
         return f"its file of weights is broken or incomplete ({first_line(error)})"
     if isinstance(error, KeyError | AttributeError | TypeError | IndexError):
         return f"one of its files does not hold what it should ({type(error).__name__}: {first_line(error)})"
-    return first_line(error)
+    title, _, details = text.strip().partition("\n")
+    return (
+        f"{title} {first_line(ValueError(details))}" if title.endswith(":") and details.strip() else first_line(error)
+    )
 
 
 def check_files(name: str) -> None:
@@ -99,6 +109,23 @@ def check_files(name: str) -> None:
         for path in Path(name).glob(pattern):
             size = path.stat().st_size if path.is_file() else 0
             require(size <= largest, f"{path} is too large: it has {size:,} bytes, more than {largest:,}")
+            if path.name.endswith(".index.json"):
+                read_index(path)
+
+
+def read_index(path: str | Path) -> dict[str, str]:
+    """Read from an index of shards the file that holds each tensor.
+
+    Raises:
+        InnerVisionError: it is no such index, or names a file outside of its folder.
+    """
+    content = read_json(path, largest=LARGEST_JSON)
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise InnerVisionError(f"{path} is not an index of shards: its weight_map names no files")
+    outward = [file for file in files.values() if Path(file).name != file]
+    require(not outward, f"{path} names a file outside of the checkpoint: {few(set(outward))}")
+    return files
 
 
 def check_layers(config: Any, name: str) -> None:

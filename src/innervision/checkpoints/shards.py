@@ -17,9 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from innervision.checkpoints.loading import LARGEST_JSON, reason
+from innervision.checkpoints.loading import read_index, reason
 from innervision.errors import InnerVisionError, few
-from innervision.json_files import read_json
 
 
 class Shards:
@@ -44,7 +43,7 @@ class Shards:
             return
         for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
             if path := find_file(name, index, revision):
-                self.files = self._read_index(path)
+                self.files = read_index(path)
                 return
             if find_file(name, single, revision):
                 self.files = dict.fromkeys(self._open(single), single)
@@ -93,16 +92,6 @@ class Shards:
             return {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
         except Exception as error:  # a broken or foreign file can make its reader raise anything
             raise InnerVisionError(f"{path} cannot be read as a file of weights: {reason(error)}") from error
-
-    def _read_index(self, path: str) -> dict[str, str]:
-        content = read_json(path, largest=LARGEST_JSON)
-        files = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise InnerVisionError(f"{path} is not an index of shards: its weight_map names no files")
-        outward = [file for file in files.values() if Path(file).name != file]
-        if outward:
-            raise InnerVisionError(f"{path} names a file outside of the checkpoint: {outward[0]}")
-        return files
 
 
 def find_file(name: str, file: str, revision: str | None = None) -> str | None:

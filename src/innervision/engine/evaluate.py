@@ -123,6 +123,8 @@ def evaluate(
         for note in evaluation.images.notes:
             tell(note)
         tell_left_out(bad.reasons)
+        if table.plan["files"] == (run.record().get("images") or {}).get("files"):
+            tell("warning: these are the images that the probes were trained on: score them on others")
         plan = _Plan(evaluation, session, banks, table, bad)
         _loop(plan, rank, progress)
         rank.first(lambda: _finish(plan))

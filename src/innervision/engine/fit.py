@@ -32,6 +32,9 @@ from innervision.targets import parse_targets
 from innervision.targets.target import Target
 from innervision.terminal import tell, tell_left_out
 
+FEW_STEPS = 20
+"""Optimizer steps below which nothing can be concluded from what probes do not find."""
+
 Step = list[list[int]]
 """The images of one optimizer step: for each of its micro-batches their indices."""
 
@@ -124,6 +127,11 @@ def _plan(
         for target in session.targets
     }
     steps = [step for epoch in range(settings.epochs) for step in _steps(len(images), epoch, settings)]
+    if len(steps) < FEW_STEPS:
+        tell(
+            f"warning: {len(images):,} images in batches of {settings.batch_size} make {len(steps)} optimizer steps, "
+            "too few to learn from: lower batch_size or raise epochs"
+        )
     learner = Learner(session, banks, layers, num_steps=len(steps))
     record: dict[str, Any] = {
         "mllm": {"name": mllm.name, "revision": mllm.revision, "num_layers": mllm.num_layers},

@@ -136,7 +136,9 @@ class MLLM:
         if random_weights != "none":
             revision = f"{revision or ''} random {random_weights}, seed {seed}".lstrip()
         mllm = cls(model, processor, name=name, revision=revision)
-        mllm.prepare([Image.new("RGB", (224, 224), (120, 120, 120))], SHORT_PROMPT)  # what fails for all fails here
+        with loading("MLLM", name):  # what fails for every image fails here
+            sample = mllm.prepare([Image.new("RGB", (224, 224), (120, 120, 120))], SHORT_PROMPT)
+            mllm.visit(sample, lambda *_: None, [0])
         if random_weights == "llm":
             mllm.randomize_decoder(seed)
         return mllm
