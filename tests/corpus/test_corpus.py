@@ -118,9 +118,8 @@ MLLM: Changes = {
     **weights("model.safetensors", "pytorch_model.bin"),
     **{
         f"{file}, {name}": write(file, content)
-        for file in ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
+        for file in ("config.json", "processor_config.json", "tokenizer.json")
         for name, content in BROKEN_JSON.items()
-        if (file, name) not in (("tokenizer_config.json", "null"),)
     },
     "config.json of another model": change("config.json", model_type="llama"),
     "config.json of nothing known": change("config.json", model_type="unheard-of"),

@@ -1,6 +1,7 @@
 """Files of models from strangers, loaded by libraries that may raise anything: what goes wrong becomes one line."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,17 +129,20 @@ def read_index(path: str | Path) -> dict[str, str]:
     return files
 
 
-def check_layers(config: Any, name: str) -> None:
+def check_layers(config: Any, name: str, key: str = "") -> None:
     """See that a configuration (the content of config.json) names no absurd number of layers.
 
     Raises:
         InnerVisionError: it does.
     """
-    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
-        if isinstance(value, dict | list):
-            check_layers(value, name)
-        elif isinstance(value, int) and value > MOST_LAYERS and ("layer" in str(key) or "depth" in str(key)):
-            raise InnerVisionError(f"the config.json of {name} says {key}={value}, which no model has")
+    if isinstance(config, dict):
+        for inner, value in config.items():
+            check_layers(value, name, str(inner))
+    elif isinstance(config, list):
+        for value in config:
+            check_layers(value, name, key)
+    elif isinstance(config, int) and config > MOST_LAYERS and re.search("layers|depth", key):
+        raise InnerVisionError(f"the config.json of {name} says {key}={config}, which no model has")
 
 
 @torch.no_grad()
