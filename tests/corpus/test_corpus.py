@@ -294,6 +294,38 @@ def test_images_that_cannot_be_had(root: Path, tmp_path: Path, name: str) -> Non
     assert_told(run_limited(train(root, images=file), tmp_path))
 
 
+def shape(**values: object) -> Spoil:
+    return change("config.json", "image_depth", **values)
+
+
+IMPORTS: Changes = {
+    **{f"weights, {n}": write("model.safetensors", BROKEN_SAFETENSORS[n]) for n in ("empty", "garbage", "no tensors")},
+    **{f"config.json, {name}": write("config.json", data) for name, data in BROKEN_JSON.items()},
+    "no such mode": change("config.json", probe_mode="x"),
+    "mode is a list": change("config.json", probe_mode=["depth"]),
+    "a billion layers": change("config.json", num_hidden_layers=10**9),
+    "layers are a word": change("config.json", num_hidden_layers="many"),
+    "shape is a number": change("config.json", image_depth=3),
+    "a billion blocks": shape(depth=10**9),
+    "width is a word": shape(dim_head="wide"),
+    "width below 0": change("config.json", hidden_size=-3),
+    "NaN": tensors(lambda held: {k: v * float("nan") if "heads" in k else v for k, v in held.items()}),
+    "whole numbers": tensors(lambda held: {k: v.to(torch.int8) if "heads" in k else v for k, v in held.items()}),
+    "beyond float32": tensors(
+        lambda h: {k: torch.full_like(v.double(), 1e300) if "heads" in k else v for k, v in h.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_a_probe_checkpoint_that_is_broken(shared: Path, tmp_path: Path, name: str) -> None:
+    folder = copy(shared / "golden/probe_ckpt/probe_depth_tiny-llava-llama3", tmp_path / "probe")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    IMPORTS[name](folder)
+    assert_told(run_limited(["import", "probe", "--out", "run"], tmp_path), "probe")
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.txt"])
 def test_a_pipe_is_not_waited_for(root: Path, tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)

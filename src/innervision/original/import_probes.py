@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from innervision.checkpoints.identity import hub_commit, identify
+from innervision.checkpoints.loading import check_layers
 from innervision.checkpoints.shards import Shards
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import find_images
@@ -201,6 +202,7 @@ def _read_config(checkpoint: str, revision: str | None) -> dict[str, Any]:
         config, _ = PreTrainedConfig.get_config_dict(checkpoint, revision=revision)
     except OSError as error:
         raise InnerVisionError(f"cannot read {checkpoint}: {first_line(error)}") from error
+    check_layers(config, checkpoint)
     mode = config.get("probe_mode")
     require(
         mode in HELD,
@@ -234,6 +236,8 @@ def _head_settings(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
     needed = ("depth", "dim_head", "num_heads", "num_tokens", "output_dim", "ff_mult")
     lacking = [name for name in needed if name not in settings]
     require(not lacking, f"the config.json of {checkpoint} lacks {', '.join(lacking)} in {key}")
+    words = [name for name in needed if not isinstance(settings[name], int | float)]
+    require(not words, f"the config.json of {checkpoint} has no number for {', '.join(words)} in {key}")
     return settings
 
 
