@@ -118,7 +118,7 @@ MLLM: Changes = {
     **weights("model.safetensors", "pytorch_model.bin"),
     **{
         f"{file}, {name}": write(file, content)
-        for file in ("config.json", "processor_config.json", "tokenizer.json")
+        for file in ("config.json", "tokenizer.json")
         for name, content in BROKEN_JSON.items()
     },
     "config.json of another model": change("config.json", model_type="llama"),
