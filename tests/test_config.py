@@ -15,6 +15,9 @@ from innervision.errors import InnerVisionError
         ("every:4", True, [0, 4, 6]),
         ("every:2", True, [0, 2, 4, 6]),
         ("vision,0,6", True, [-1, 0, 6]),
+        ("vision, every:4", True, [-1, 0, 4, 6]),
+        ("every:5,3", False, [0, 3, 5, 6]),
+        ("vision,decoder", True, [-1, 1, 2, 3, 4, 5, 6]),
         ("6, 2,2,-1", True, [-1, 2, 6]),
     ],
 )
@@ -24,7 +27,7 @@ def test_layers_setting(text: str, vision: bool, layers: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "some", "1-3", "every:", "every:0", "every:-2", "1;2"])
 def test_other_forms_of_layers_are_refused(text: str) -> None:
-    with pytest.raises(InnerVisionError, match="is not all, decoder, every:N or a list"):
+    with pytest.raises(InnerVisionError, match="is not all, decoder, every:N, vision, a number or several"):
         parse_layers(text, 6, True)
 
 
@@ -64,7 +67,7 @@ def test_probe_settings_that_make_no_sense_are_refused() -> None:
 
 def test_the_form_of_layers_is_checked_before_the_model_is_known() -> None:
     check_layers("vision,0,123456")
-    with pytest.raises(InnerVisionError, match="is not all, decoder, every:N or a list"):
+    with pytest.raises(InnerVisionError, match="is not all, decoder, every:N, vision, a number or several"):
         check_layers("vision,")
 
 

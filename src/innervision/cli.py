@@ -1,6 +1,7 @@
 """The command line: finds the command, makes its parser from its dataclasses, calls it."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -32,18 +33,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 wrong usage.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _adapt_to_surroundings()
     try:
         _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        return 1
     except (WrongUsage, argparse.ArgumentError) as error:
         return _fail(" ".join(str(error).split()), 2)
     except (InnerVisionError, OSError) as error:
         if "--debug" in words:
             traceback.print_exc()
         return _fail(str(error), 1)
+    except MemoryError:
+        return _fail("memory does not suffice", 1)
     except KeyboardInterrupt:
         print("innervision: stopped", file=sys.stderr)
         return 1
     return 0
+
+
+def _adapt_to_surroundings() -> None:
+    """Let neither a terminal of few characters nor a notebook's settings for figures break a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    os.environ["MPLBACKEND"] = "agg"  # no command opens a window
 
 
 def _fail(message: str, status: int) -> int:
@@ -66,7 +82,7 @@ def _run(words: list[str]) -> None:
         values = [_build(kind, chosen) for kind in dataclasses]
     except InnerVisionError as error:  # settings that make no sense
         raise WrongUsage(str(error)) from error
-    if not chosen.debug and not name.startswith("data"):  # downloads show the bars of huggingface_hub
+    if not chosen.debug:
         _quieten()
     command.run(*values)
 
@@ -189,9 +205,8 @@ def _build(kind: type, chosen: Any) -> Any:
 
 
 def _quieten() -> None:
-    """Keep the libraries' own bars and warnings off the terminal."""
+    """Keep the libraries' own warnings off the terminal; downloads show their bars."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from innervision.config import DType, EvaluateSettings, TaskSettings, TrainSettings
 from innervision.errors import InnerVisionError, require
 from innervision.registry import find, offered
+from innervision.terminal import show, tell
 
 
 class Command(NamedTuple):
@@ -71,12 +72,14 @@ class Train:
 
 def train(call: Train, settings: TrainSettings) -> None:
     """Train probes for all targets on all layers of an MLLM."""
-    from innervision.engine.fit import fit
     from innervision.engine.run import RunFolder
 
+    tell(f"loading {settings.mllm} and the experts {settings.targets}")
+    from innervision.engine.fit import fit
+
     for target in fit(settings, resume=call.resume, trust_remote_code=call.trust_remote_code):
-        print(RunFolder(settings.out).probes(target))
-    print(f"next: innervision evaluate similarity {settings.out} --images VALIDATION_IMAGES")
+        show(RunFolder(settings.out).probes(target))
+    show(f"next: innervision evaluate similarity {settings.out} --images VALIDATION_IMAGES")
 
 
 @dataclass
@@ -94,6 +97,7 @@ class Evaluate:
 
 def evaluate_similarity(call: Evaluate, settings: EvaluateSettings) -> None:
     """Score every layer by the similarity of its predictions to the expert's features."""
+    _tell_models(call.run)
     from innervision.engine.evaluate import evaluate_similarity
 
     table = evaluate_similarity(call.run, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
@@ -102,10 +106,20 @@ def evaluate_similarity(call: Evaluate, settings: EvaluateSettings) -> None:
 
 def evaluate_task(task: str, call: Evaluate, settings: TaskSettings) -> None:
     """Decode every layer's predictions with the expert's own head, and score them."""
+    _tell_models(call.run)
     from innervision.engine.evaluate import evaluate_task
 
     table = evaluate_task(call.run, task, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
     _show_scores(call.run, table)
+
+
+def _tell_models(run: str) -> None:
+    """Say which models a run names before they are loaded: it may come from elsewhere."""
+    from innervision.engine.run import RunFolder
+
+    with suppress(InnerVisionError):  # what is wrong with the run is said when it is scored
+        settings = RunFolder(run).settings()
+        tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
 
 
 def _show_scores(run: str, path: Path) -> None:
@@ -116,9 +130,9 @@ def _show_scores(run: str, path: Path) -> None:
     summary, text = tabulate(run, path.stem)
     with suppress(InnerVisionError):  # a run that may only be read is shown all the same
         write_summary(summary, path.with_suffix(".csv"))
-    print(text, end="\n\n")
-    print(f"{path.with_suffix('.csv')}  the same and more as CSV\n{path}  the score of each image")
-    print(f"next: innervision plot {run} --out figure.png")
+    show(f"{text}\n")
+    show(f"{path.with_suffix('.csv')}  the same and more as CSV\n{path}  the score of each image")
+    show(f"next: innervision plot {run} --out figure.png")
 
 
 @dataclass
@@ -188,10 +202,10 @@ def import_probes(call: Import) -> None:
 
     run = import_run(**asdict(call))
     for target in run.record()["experts"]:
-        print(run.probes(target))
+        show(run.probes(target))
     if not call.images:
-        print("without --images the run has no mean feature: scores lack the floor `mean` and what is centred on it")
-    print(f"next: innervision evaluate similarity {call.out} --images VALIDATION_IMAGES")
+        show("without --images the run has no mean feature: scores lack the floor `mean` and what is centred on it")
+    show(f"next: innervision evaluate similarity {call.out} --images VALIDATION_IMAGES")
 
 
 @dataclass
@@ -220,7 +234,7 @@ def plot(call: Plot) -> None:
     else:
         paths = plot_curves(call.runs, call.out, metrics)
     for path in paths:
-        print(path)
+        show(path)
 
 
 @dataclass
@@ -239,12 +253,12 @@ def compare(call: Compare) -> None:
     from innervision.report.tables import format_differences
 
     found = compare(call.run, call.other)
-    print(f"{call.run} less {call.other}, over the images that both have\n")
-    print(format_differences(found.differences, found.differences["target"].unique(), found.metrics))
+    show(f"{call.run} less {call.other}, over the images that both have\n")
+    show(format_differences(found.differences, found.differences["target"].unique(), found.metrics))
     for line in found.left_out:
-        print(f"not compared: {line}")
+        show(f"not compared: {line}")
     for line in found.notes:
-        print(f"note: {line}")
+        show(f"note: {line}")
 
 
 @dataclass
@@ -268,7 +282,7 @@ def data_coco(call: Coco) -> None:
 
     annotations = call.annotations.split(",") if call.annotations else []
     for path in download_coco(call.out, call.split.split(","), annotations, call.mirror):
-        print(path)
+        show(path)
 
 
 @dataclass
@@ -286,7 +300,7 @@ def data_da2k(call: Da2k) -> None:
     """Fetch DA-2K, the pairs of points that score depth. A call that was stopped resumes."""
     from innervision.data.benchmarks import download_da2k
 
-    print(download_da2k(call.out, call.mirror))
+    show(download_da2k(call.out, call.mirror))
 
 
 @dataclass
@@ -313,7 +327,7 @@ def data_scenes(call: Scenes) -> None:
     from innervision.world.dataset import write_scenes
 
     write_scenes(Path(call.out), call.train, call.val, call.seed, call.size, call.workers)
-    print(f"{call.out}  see its README.md")
+    show(f"{call.out}  see its README.md")
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """Every setting of a run. The text below a field is also its help on the command line."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -69,7 +70,7 @@ class TrainSettings:
     dino:backbone=A,siglip:backbone=B. Several of one kind without names are called KIND-BASENAME."""
     layers: str = "all"
     """Layers to probe: all (vision where the model has it, 0 = embeddings, 1…L), decoder (1…L, as in the paper),
-    every:N (0, N, 2N … and L), or a list such as vision,0,8,16."""
+    every:N (0, N, 2N … and L), vision, a number, or several of these with commas, such as vision,every:4."""
     tokens: Literal["all", "image", "text"] = "all"
     """Tokens that the probes may read; padding never."""
     prompt: str = "Describe the image in two lines."
@@ -79,6 +80,9 @@ class TrainSettings:
     training script."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """The probe."""
+    max_images: int | None = None
+    """Take that many of the images, drawn with the seed: a few thousand are often enough for exact probes; by default
+    all."""
     epochs: int = 2
     """Passes over the images; exact probes have one."""
     batch_size: int = 256
@@ -94,7 +98,7 @@ class TrainSettings:
     clip: float | None = None
     """Largest norm of each probe's gradient; not clipped by default."""
     seed: int = 0
-    """Of the probes' first weights and of the order of the images."""
+    """Of the probes' first weights, the order of the images, and which of them max_images takes."""
     revision: str | None = None
     """Branch, tag or commit of the MLLM on the Hub."""
     dtype: DType | None = None
@@ -128,6 +132,7 @@ class TrainSettings:
         require_types(self)
         for name in ("epochs", "batch_size", "micro_batch_size", "lr"):
             require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
+        require(self.max_images is None or self.max_images > 0, f"max_images must be above 0, not {self.max_images}")
         for name in ("workers", "weight_decay", "seed", "save_minutes"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, as {getattr(self, name)} is")
         for name in ("warmup", "max_bad"):
@@ -242,10 +247,10 @@ def check_layers(text: str) -> None:
     Raises:
         InnerVisionError: the text is none of the forms that the setting allows.
     """
-    layer = r"\s*(vision|-?\d+)\s*"
+    part = r"\s*(all|decoder|vision|every:0*[1-9]\d*|-?\d+)\s*"
     require(
-        re.fullmatch(rf"all|decoder|every:0*[1-9]\d*|{layer}(,{layer})*", text) is not None,
-        f"layers={text!r} is not all, decoder, every:N or a list such as vision,0,8",
+        re.fullmatch(rf"{part}(,{part})*", text) is not None,
+        f"layers={text!r} is not all, decoder, every:N, vision, a number or several of these, such as vision,0,8",
     )
 
 
@@ -257,13 +262,17 @@ def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
     """
     check_layers(text)
     lowest = VISION if has_vision else 0
-    if text == "all":
-        return list(range(lowest, num_layers + 1))
-    if text == "decoder":
-        return list(range(1, num_layers + 1))
-    if text.startswith("every:"):
-        return sorted({*range(0, num_layers + 1, int(text.removeprefix("every:"))), num_layers})
-    layers = sorted({VISION if part.strip() == "vision" else int(part) for part in text.split(",")})
+
+    def parse(part: str) -> Iterable[int]:
+        if part == "all":
+            return range(lowest, num_layers + 1)
+        if part == "decoder":
+            return range(1, num_layers + 1)
+        if part.startswith("every:"):
+            return [*range(0, num_layers + 1, int(part.removeprefix("every:"))), num_layers]
+        return [VISION if part == "vision" else int(part)]
+
+    layers = sorted({layer for part in text.split(",") for layer in parse(part.strip())})
     if wrong := [layer for layer in layers if not lowest <= layer <= num_layers]:
         known = f"vision (-1) and 0…{num_layers}" if has_vision else f"0…{num_layers} and no vision stage (-1)"
         raise InnerVisionError(f"there is no layer {', '.join(map(str, wrong))}: the model has {known}")

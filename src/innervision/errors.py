@@ -1,6 +1,7 @@
 """The one exception that users are meant to see, short ways to it, and text that a terminal may show."""
 
 import unicodedata
+from collections.abc import Iterable
 
 
 class InnerVisionError(Exception):
@@ -20,6 +21,12 @@ def first_line(error: Exception) -> str:
     """Give the first line of an error's message that says something, cut to 300 characters, or the error's kind."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= 300 else f"{line[:299]}…"
+
+
+def few(names: Iterable[str]) -> str:
+    """Name the first three of many, and say how many more there are."""
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" … and {len(shown) - 3:,} more" if len(shown) > 3 else "")
 
 
 def printable(text: str) -> str:

@@ -94,7 +94,34 @@ def test_scenes_are_read_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("point", [[2, 0], [0, 4], [3, 1]])
 def test_point_outside_of_the_image_is_refused(folder: Path, point: list[int]) -> None:
     message = error(write(folder, {NAME: [{**PAIR, "point2": point}]}))
-    assert f"the point {point} (row, column) lies outside of {NAME}, which has 2 rows and 4 columns" in message
+    assert f"{NAME} (the point {point} (row, column) lies outside of it, which has 2 rows and 4 columns)" in message
+
+
+def test_an_image_with_a_point_outside_is_left_out_and_the_others_stay(folder: Path) -> None:
+    Image.new("RGB", (4, 2)).save(folder / "images/indoor/b.png")
+    images = read_da2k(write(folder, {NAME: [PAIR], "images/indoor/b.png": [{**PAIR, "point1": [5, 5]}]})).images
+    assert images.names == [NAME]
+    assert [name for name, _ in images.missing] == ["images/indoor/b.png"]
+
+
+def test_points_of_a_photograph_before_it_is_turned_are_said_to_be_so(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (4, 2)).save(folder / NAME, exif=exif)
+    assert "as it is stored, before its EXIF orientation turns it" in error(write(folder, {NAME: [PAIR]}))
+
+
+def test_images_without_pairs_are_noted(folder: Path) -> None:
+    Image.new("RGB", (4, 2)).save(folder / "images/indoor/b.png")
+    [note] = read_da2k(write(folder, {NAME: [PAIR]})).images.notes
+    assert note.startswith("1 images")
+    assert note.endswith("images/indoor/b.png")
+
+
+def test_an_image_named_twice_is_refused(folder: Path) -> None:
+    (folder / "annotations.json").write_text(f'{{"{NAME}": [], "{NAME}": {json.dumps([PAIR])}}}')
+    assert "twice" in error(folder)
+    assert "in two ways" in error(write(folder, {NAME: [PAIR], f"./{NAME}": [PAIR]}))
 
 
 def test_image_is_measured_upright(folder: Path) -> None:
@@ -111,10 +138,10 @@ def test_image_outside_of_the_folder_is_refused(folder: Path, name: str) -> None
     assert "outside of its folder" in error(write(folder, {name: [PAIR]}))
 
 
-def test_link_that_leads_out_is_refused(folder: Path, tmp_path: Path) -> None:
-    (folder / NAME).rename(tmp_path / "secret.png")
-    (folder / NAME).symlink_to(tmp_path / "secret.png")
-    assert "outside of its folder" in error(write(folder, {NAME: [PAIR]}))
+def test_an_image_may_be_a_link_as_the_hubs_cache_makes_them(folder: Path, tmp_path: Path) -> None:
+    (folder / NAME).rename(tmp_path / "blob")
+    (folder / NAME).symlink_to(tmp_path / "blob")
+    assert read_da2k(write(folder, {NAME: [PAIR]})).images.names == [NAME]
 
 
 def test_image_that_is_not_there_is_missing_and_a_broken_one_is_left_to_the_reader(folder: Path) -> None:

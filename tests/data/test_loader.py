@@ -26,11 +26,26 @@ def images_with(folder: Path, total: int, broken: int) -> ImageSet:
 
 
 def test_a_small_set_is_read_as_a_whole(tmp_path: Path) -> None:
-    images = images_with(tmp_path, 20, 2)
-    bad = BadImages(images, limit=0.1)
-    assert bad.look_ahead(images) == ["0000.png", "0010.png"]
-    with pytest.raises(InnerVisionError, match=r"2 of 20 images are missing or broken, more than max_bad=0\.09"):
-        BadImages(images, limit=0.09).look_ahead(images)
+    images = images_with(tmp_path, 20, 4)
+    bad = BadImages(images, limit=0.2)
+    assert bad.look_ahead(images) == ["0000.png", "0005.png", "0010.png", "0015.png"]
+    with pytest.raises(InnerVisionError, match=r"4 of 20 images are missing or broken, more than max_bad=0\.19"):
+        BadImages(images, limit=0.19).look_ahead(images)
+
+
+@pytest.mark.parametrize(("broken", "total", "stops"), [(3, 30, False), (1, 2, False), (1, 1, True), (5, 30, True)])
+def test_a_small_set_bears_a_few_bad_images_unless_none_is_allowed(
+    tmp_path: Path, broken: int, total: int, stops: bool
+) -> None:
+    images = images_with(tmp_path, total, broken)
+    bad = BadImages(images, limit=0.01)
+    if stops:
+        with pytest.raises(InnerVisionError, match=f"{broken} of {total} images are missing or broken"):
+            bad.look_ahead(images)
+    else:
+        assert len(bad.look_ahead(images)) == broken
+    with pytest.raises(InnerVisionError, match="max_bad=0 allows"):
+        BadImages(images, limit=0).look_ahead(images)
 
 
 def test_a_sample_that_is_far_worse_than_allowed_stops_the_run(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from innervision.data.panoptic import COCO_IDS, VOID, read_maps, read_panoptic
-from innervision.data.sources import read_json
 from innervision.errors import InnerVisionError
+from innervision.json_files import read_json
 from innervision.world.dataset import write_scenes
 from innervision.world.scenes import CATEGORIES, render
 
@@ -27,7 +27,7 @@ CONTENT: dict[str, Any] = {
                 {"id": 0, "category_id": 50, "iscrowd": 0},
             ],
         },
-        {"image_id": 7, "file_name": "a.png", "segments_info": []},
+        {"image_id": 7, "file_name": "a.png", "segments_info": [{"id": 256, "category_id": 50}]},
     ],
 }
 
@@ -42,7 +42,7 @@ def coco(tmp_path: Path) -> Path:
         Image.new("RGB", (2, 3)).save(root / f"val2017/{name}.jpg")
     colours = [[(0, 0, 1), (0, 1, 0)], [(1, 0, 0), (0, 0, 0)], [(0, 0, 1), (255, 255, 255)]]
     Image.fromarray(np.array(colours, np.uint8)).save(root / "annotations/panoptic_val2017/b.png")
-    Image.new("RGB", (2, 3)).save(root / "annotations/panoptic_val2017/a.png")
+    Image.new("RGB", (2, 3), (0, 1, 0)).save(root / "annotations/panoptic_val2017/a.png")
     write(root, CONTENT)
     return root
 
@@ -65,7 +65,7 @@ def test_label_is_the_place_of_the_category_in_the_file_and_the_rest_is_void(coc
     assert panoptic.categories == ["cup", "sky"]
     assert panoptic.images.names == ["a.jpg", "b.jpg"]
     assert panoptic.maps["b.jpg"].labels().tolist() == [[1, 0], [VOID, VOID], [1, VOID]]
-    assert (panoptic.maps["a.jpg"].labels() == VOID).all()
+    assert (panoptic.maps["a.jpg"].labels() == 0).all()
 
 
 def test_root_root_with_split_and_file_give_the_same(coco: Path) -> None:
@@ -89,7 +89,7 @@ def test_maps_equal_those_of_the_original_converter(shared: Path) -> None:
     expected = json.loads((golden / "pan_expected.json").read_text())
     real = read_json(shared / "coco-sample/annotations/panoptic_val2017.json")
     for categories in ({}, {"categories": real["categories"]}):  # the file lists none itself
-        maps, names = read_maps(source, {**read_json(source), **categories})
+        maps, names, _ = read_maps(source, {**read_json(source), **categories})
         assert len(names) == expected["n_categories"]
         labels = maps[1].labels()
         np.testing.assert_array_equal(labels, np.asarray(Image.open(golden / "pan/semseg_expected/a.png")))
@@ -150,11 +150,88 @@ def test_map_outside_of_its_folder_is_refused(coco: Path, name: str) -> None:
     assert "outside of its folder" in error(write(coco, {**CONTENT, "annotations": annotations}))
 
 
-def test_link_to_a_map_outside_is_refused(coco: Path, tmp_path: Path) -> None:
+def test_a_map_may_be_a_link_as_the_hubs_cache_makes_them(coco: Path, tmp_path: Path) -> None:
     path = coco / "annotations/panoptic_val2017/a.png"
-    path.rename(tmp_path / "secret.png")
-    path.symlink_to(tmp_path / "secret.png")
-    assert "outside of its folder" in error(coco)
+    path.rename(tmp_path / "blob")
+    path.symlink_to(tmp_path / "blob")
+    assert (read_panoptic(coco).maps["a.jpg"].labels() == 0).all()
+
+
+def change_entry(coco: Path, **changes: Any) -> None:
+    """Change the annotation of a.jpg."""
+    entry = {**CONTENT["annotations"][1], **changes}
+    write(coco, {**CONTENT, "annotations": [CONTENT["annotations"][0], entry]})
+
+
+@pytest.mark.parametrize(
+    ("segments", "reason"),
+    [
+        ([], "no segments"),
+        ([{"id": 256, "category_id": 99}], "its segment 256 is of the category 99"),
+        ([{"id": 256, "category_id": 50}, {"id": 256, "category_id": 3}], "the segment 256 twice"),
+    ],
+)
+def test_an_image_whose_segments_make_no_sense_is_left_out_by_name(
+    coco: Path, segments: list[Any], reason: str
+) -> None:
+    change_entry(coco, segments_info=segments)
+    images = read_panoptic(coco).images
+    assert images.names == ["b.jpg"]
+    [(name, why)] = images.missing
+    assert name == "a.jpg"
+    assert reason in why
+
+
+def test_an_image_with_two_annotations_or_the_id_of_another_is_left_out(coco: Path) -> None:
+    write(coco, {**CONTENT, "annotations": [*CONTENT["annotations"], CONTENT["annotations"][1]]})
+    assert read_panoptic(coco).images.missing == [("a.jpg", "it has several annotations")]
+    Image.new("RGB", (2, 3)).save(coco / "val2017/c.jpg")
+    write(coco, {**CONTENT, "images": [*CONTENT["images"], {"id": 7, "file_name": "c.jpg"}]})
+    assert [name for name, _ in read_panoptic(coco).images.missing] == ["a.jpg", "c.jpg"]
+
+
+def test_annotations_of_images_that_are_not_listed_are_noted(coco: Path) -> None:
+    write(coco, {**CONTENT, "images": CONTENT["images"][:1]})
+    [note] = read_panoptic(coco).images.notes
+    assert "1 annotations" in note
+    assert note.endswith("by id: 9")
+
+
+def test_a_map_without_the_segments_of_its_annotation_is_refused(coco: Path) -> None:
+    change_entry(coco, segments_info=[{"id": 5, "category_id": 50}])
+    with pytest.raises(InnerVisionError, match="none of the segments"):
+        read_panoptic(coco).maps["a.jpg"].labels()
+
+
+@pytest.mark.parametrize(
+    ("stored", "orientation", "of_map", "fits"),
+    [
+        ((2, 3), 1, (2, 3), True),
+        ((2, 3), 1, (3, 2), False),  # turned map
+        ((2, 3), 1, (4, 6), False),  # the photograph before it was made smaller
+        ((2, 4), 1, (2, 3), False),  # before it was cropped
+        ((3, 2), 6, (2, 3), True),
+        ((3, 2), 8, (2, 3), True),
+        ((2, 3), 6, (2, 3), False),  # the map of what is stored
+        ((2, 3), 8, (2, 3), False),
+        ((2, 3), 3, (2, 3), False),  # upside down: either
+        ((3, 3), 6, (3, 3), False),
+    ],
+)
+def test_a_map_that_does_not_fit_its_image_is_refused(
+    coco: Path, stored: tuple[int, int], orientation: int, of_map: tuple[int, int], fits: bool
+) -> None:
+    """Sizes are width and height."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", stored).save(coco / "val2017/a.jpg", exif=exif)
+    Image.new("RGB", of_map, (0, 1, 0)).save(coco / "annotations/panoptic_val2017/a.png")
+    found = read_panoptic(coco).maps["a.jpg"]
+    if fits:
+        assert found.labels_of(coco / "val2017/a.jpg").shape == of_map[::-1]
+    else:
+        with pytest.raises(InnerVisionError, match=r"its map has|may or may not hold for its map"):
+            found.labels_of(coco / "val2017/a.jpg")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +241,7 @@ def test_link_to_a_map_outside_is_refused(coco: Path, tmp_path: Path) -> None:
         {"annotations": [{"image_id": 7}]},
         {"annotations": [{"image_id": 7, "file_name": 3, "segments_info": []}]},
         {"annotations": [{"image_id": 7, "file_name": "a.png", "segments_info": [{"id": 1, "category_id": 99}]}]},
+        {"annotations": [{"image_id": 7, "file_name": "a.png", "segments_info": [{"id": "1", "category_id": 3}]}]},
         {"categories": [{"id": 1}]},
         {"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]},
         {"categories": [{"id": number, "name": "x"} for number in range(256)]},

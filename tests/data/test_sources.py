@@ -75,12 +75,25 @@ def test_folder_without_images(tmp_path: Path) -> None:
     assert f"no images in {touch(tmp_path, 'readme.txt')}" in error(tmp_path)
 
 
-def test_name_that_no_table_can_hold(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     try:
         open(os.fsencode(tmp_path) + b"/\xff.jpg", "w").close()
     except OSError:
         pytest.skip("this file system has UTF-8 names only")
-    assert "not UTF-8" in error(tmp_path)
+    (tmp_path / "é.jpg").touch()
+    images = find_images(tmp_path)
+    assert sorted(images.names) == ["\\xff.jpg", "é.jpg"]
+    assert all(path.is_file() for path in images.paths)
+    (tmp_path / "\\xff.jpg").touch()  # a file that really is called so
+    assert "rename one" in error(tmp_path)
+
+
+def test_photographs_in_formats_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.HEIC", "c.nef", "d.txt")
+    [note] = find_images(tmp_path).notes
+    assert note.startswith("2 files are of formats that are not read: b.HEIC, c.nef.")
+    (tmp_path / "a.jpg").unlink()
+    assert "b.HEIC, c.nef" in error(tmp_path)
 
 
 # COCO folders
@@ -194,7 +207,7 @@ def test_folder_with_most_of_the_images_is_taken_and_the_rest_is_missing(tmp_pat
     (tmp_path / "images" / "train2017" / "2.jpg").mkdir()
     images = find_images(source)
     assert images.names == ["1.jpg", "3.jpg"]
-    assert images.missing == [("2.jpg", f"no such file: {tmp_path / 'images' / 'train2017' / '2.jpg'}")]
+    assert images.missing == [("2.jpg", f"a folder: {tmp_path / 'images' / 'train2017' / '2.jpg'}")]
 
 
 def test_image_listed_twice_counts_once(tmp_path: Path) -> None:
@@ -209,7 +222,11 @@ def test_no_folder_holds_the_images(tmp_path: Path) -> None:
         assert str(tmp_path / folder) in message
 
 
-def test_annotations_before_the_images_are_skipped_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [1 << 20, 0])
+def test_annotations_before_the_images_are_skipped_over(
+    tmp_path: Path, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("innervision.data.sources.WHOLE", whole)
     source = touch(tmp_path, "1.jpg") / "all.json"
     caption = 'a "quoted" text, {"images": [{"file_name": "2.jpg"}]}'
     content = {'a "key", {"images': 0, "annotations": [{"caption": caption, "images": ["2.jpg"]}]}
@@ -231,10 +248,11 @@ def test_file_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     assert "outside of its folder" in message
 
 
-def test_link_that_leads_out_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "secret.jpg", "set/1.jpg")
-    (tmp_path / "set" / "2.jpg").symlink_to(tmp_path / "secret.jpg")
-    assert "2.jpg" in error(annotate(tmp_path / "set" / "all.json", "1.jpg", "2.jpg"))
+def test_links_to_single_files_are_followed(tmp_path: Path) -> None:
+    """The caches of the Hub and of DVC are made of them."""
+    touch(tmp_path, "blobs/8f3a", "set/1.jpg")
+    (tmp_path / "set" / "2.jpg").symlink_to(tmp_path / "blobs" / "8f3a")
+    assert find_images(annotate(tmp_path / "set" / "all.json", "1.jpg", "2.jpg")).names == ["1.jpg", "2.jpg"]
 
 
 def test_linked_folder_that_leads_out_is_refused(tmp_path: Path) -> None:
@@ -245,8 +263,8 @@ def test_linked_folder_that_leads_out_is_refused(tmp_path: Path) -> None:
 
 def test_folder_with_a_longer_name_is_outside(tmp_path: Path) -> None:
     touch(tmp_path, "set2/2.jpg", "set/1.jpg")
-    (tmp_path / "set" / "2.jpg").symlink_to(tmp_path / "set2" / "2.jpg")
-    assert "2.jpg" in error(annotate(tmp_path / "set" / "all.json", "1.jpg", "2.jpg"))
+    (tmp_path / "set" / "sub").symlink_to(tmp_path / "set2")
+    assert "sub/2.jpg" in error(annotate(tmp_path / "set" / "all.json", "1.jpg", "sub/2.jpg"))
 
 
 def test_links_within_the_folder_and_a_linked_image_folder_are_fine(tmp_path: Path) -> None:
@@ -260,10 +278,23 @@ def test_links_within_the_folder_and_a_linked_image_folder_are_fine(tmp_path: Pa
 # Broken annotations
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"images": [{"file_name": "1.jpg"}', "no JSON", '{"a": 1, }', "\xff"])
-def test_unreadable_json(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [{"file_name": "1.jpg"}]} and more',
+        '{"images": [{"file_name": "1.jpg"}], "annotations": [{"id": 1}',
+        "[" * 100_000,
+        "\xff\xfe{\x00}\x00",
+        "", "{", '{"images": [{"file_name": "1.jpg"}', "no JSON", '{"a": 1, }', "\xff",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("whole", [1 << 20, 0])
+def test_unreadable_json(tmp_path: Path, text: str, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the file is so large that not all of it is decoded."""
+    monkeypatch.setattr("innervision.data.sources.WHOLE", whole)
     (tmp_path / "all.json").write_text(text, encoding="latin-1")
-    assert "all.json is not valid JSON" in error(tmp_path / "all.json")
+    assert "all.json is" in (message := error(tmp_path / "all.json"))
+    assert "not valid JSON" in message or "nested too deeply" in message
 
 
 @pytest.mark.parametrize(
@@ -315,6 +346,19 @@ def test_listed_file_that_does_not_exist_is_missing(tmp_path: Path) -> None:
     assert images.names == ["a.jpg"]
     assert [name for name, _ in images.missing] == ["gone/b.jpg", "nul\0.jpg"]
     assert images.missing[0][1] == f"no such file: {tmp_path}/gone/b.jpg"
+
+
+def test_urls_and_folders_in_a_list_are_named_as_such(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "sub/b.jpg")
+    (tmp_path / "list.txt").write_text("a.jpg\nhttps://host/c.jpg\nsub\n")
+    reasons = [reason.partition(":")[0] for _, reason in find_images(tmp_path / "list.txt").missing]
+    assert reasons == ["a URL, to be downloaded first", "a folder"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("all.json", "list.txt"):
+        os.mkfifo(tmp_path / name)
+        assert "not a regular file" in error(tmp_path / name)
 
 
 def test_list_of_which_nothing_exists(tmp_path: Path) -> None:

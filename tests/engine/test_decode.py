@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from innervision.config import TrainSettings
+from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import read_image
 from innervision.engine.decode import decode_layers
 from innervision.engine.fit import fit
@@ -31,6 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         targets=targets,
         images=str(images),
         out=str(root / "run"),
+        probe=ProbeSettings(kind="resampler"),
         layers="1,2,4",
         epochs=1,
         batch_size=2,

@@ -72,7 +72,7 @@ def test_every_image_layer_source_and_metric_has_one_row(trained: Trained, run: 
     assert list(table.columns) == ["image", "target", "layer", "source", "metric", "protocol", "value"]
     assert not table.duplicated(["image", "target", "layer", "source", "metric"]).any()
     counts = table.groupby("source").size()
-    assert counts.to_dict() == {"probe": 9 * 6 * 4, "shuffled": 9 * 6 * 4, "mean": 9 * 4}
+    assert counts.to_dict() == {"probe": 9 * 6 * 4, "shuffled": 9 * 6 * 4, "blank": 9 * 6 * 4, "mean": 9 * 4}
     assert table[table["source"] == "mean"]["layer"].isna().all()
     assert sorted(table["layer"].dropna().unique()) == [-1, 0, 1, 2, 3, 4]
     assert set(table["image"]) == {path.name for path in trained.images.iterdir()}
@@ -97,6 +97,22 @@ def test_scores_are_those_of_each_image_by_hand(trained: Trained, run: Path) -> 
     for source, prediction in {"probe": predictions["0000.png"], "shuffled": predictions[before]}.items():
         for metric, value in similarity(prediction, truth, bank.mean).items():
             assert table[("0000.png", 2, source, metric)] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
+
+
+def test_blank_is_what_the_probe_says_of_a_grey_image_whatever_the_image(trained: Trained, run: Path) -> None:
+    table = trained.evaluate(run).set_index(["image", "layer", "source", "metric"])["value"]
+    [target], mllm = trained.targets, trained.mllm
+    bank = ProbeBank.load(run / "probes/gen.safetensors")
+    inputs = mllm.prepare([Image.new("RGB", (448, 448), (128, 128, 128))], "Describe the image in two lines.")
+    with torch.no_grad():
+        states = mllm.model(**inputs.tensors, output_hidden_states=True).hidden_states
+    for layer in range(5):
+        with torch.no_grad():
+            prediction = bank(layer, states[layer], inputs.mask)
+        for path in trained.images.iterdir():
+            truth = target.encode([Image.open(path).convert("RGB")])
+            for metric, value in similarity(prediction, truth, bank.mean).items():
+                assert table[(path.name, layer, "blank", metric)] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 9])
@@ -172,8 +188,8 @@ def test_broken_images_are_left_out_and_recorded(trained: Trained, run: Path, tm
     images = Path(shutil.copytree(trained.images, tmp_path / "val"))
     (images / "0004.png").write_bytes(b"not an image")
     with pytest.raises(InnerVisionError, match=r"1 of 9 images are missing or broken.*0004\.png"):
-        trained.evaluate(run, images=str(images))
-    table = trained.evaluate(run, images=str(images), max_bad=0.5)
+        trained.evaluate(run, images=str(images), max_bad=0.0)
+    table = trained.evaluate(run, images=str(images))
     assert "0004.png" not in set(table["image"])
     assert table["image"].nunique() == 8
     assert list(json.loads((run / "scores/similarity.json").read_text())["bad_images"]) == ["0004.png"]

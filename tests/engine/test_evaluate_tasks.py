@@ -75,10 +75,13 @@ def score(
     return summary[chosen]["mean"].item()
 
 
-def by_hand(world: World, run: Path, name: str, path: Path, layer: int) -> torch.Tensor:
+GREY = Image.new("RGB", (448, 448), (128, 128, 128))
+
+
+def by_hand(world: World, run: Path, name: str, image: Image.Image, layer: int) -> torch.Tensor:
     """One image's prediction, by other code than the evaluation's."""
     bank = ProbeBank.load(run / f"probes/{name}.safetensors")
-    inputs = world.mllm.prepare([Image.open(path).convert("RGB")], "Describe the image in two lines.")
+    inputs = world.mllm.prepare([image], "Describe the image in two lines.")
     with torch.no_grad():
         states = world.mllm.model(**inputs.tensors, output_hidden_states=True).hidden_states[layer]
         return bank(layer, states, inputs.mask)
@@ -91,10 +94,11 @@ def test_every_image_layer_and_source_has_its_row(scored: Path) -> None:
     table = read_scores(scored, "depth")
     whole = table[(table["metric"] == "accuracy") & table["group"].isna() & (table["protocol"] == "standard")]
     images = task_runs.IMAGES
-    expected = {"probe": 3 * images, "shuffled": 3 * images, "mean": images, "expert": images, "plain": images}
+    expected = dict.fromkeys(("probe", "shuffled", "blank"), 3 * images)
+    expected |= dict.fromkeys(("mean", "expert", "plain"), images)
     assert whole.groupby("source", observed=True).size().to_dict() == expected
     assert sorted(whole["layer"].dropna().unique()) == LAYERS
-    assert set(read_scores(scored, "seg")["source"]) == {"probe", "shuffled", "zero", "mean", "expert", "plain"}
+    assert set(read_scores(scored, "seg")["source"]) == {*expected, "zero"}
     assert set(table["protocol"]) == {"standard", "paper"}
 
 
@@ -103,12 +107,16 @@ def test_depth_accuracy_is_that_of_whole_resized_maps(world: World, scored: Path
     target = world.targets[0]
     assert isinstance(target, DepthTarget)
     pairs = json.loads((world.root / "DA-2K/annotations.json").read_text())
-    found: dict[str, list[bool]] = {"probe": [], "expert": [], "plain": []}
+    found: dict[str, list[bool]] = {"probe": [], "blank": [], "expert": [], "plain": []}
     for name, questions in pairs.items():
         path = world.root / "DA-2K" / name
         image = Image.open(path).convert("RGB")
         context = target.context([image])
-        features = {"probe": by_hand(world, scored, "depth", path, 2), "expert": context.features}
+        features = {
+            "probe": by_hand(world, scored, "depth", image, 2),
+            "blank": by_hand(world, scored, "depth", GREY, 2),
+            "expert": context.features,
+        }
         maps = {source: target.decode(feature, context) for source, feature in features.items()}
         assert context.output is not None
         for source, depth in {**maps, "plain": context.output}.items():
@@ -116,21 +124,25 @@ def test_depth_accuracy_is_that_of_whole_resized_maps(world: World, scored: Path
             found[source] += [bool(resized[*q["point1"]] > resized[*q["point2"]]) for q in questions]
     summary = summarize(read_scores(scored, "depth"))
     for source, right in found.items():
-        assert score(summary, source, "accuracy", 2 if source == "probe" else None) == pytest.approx(np.mean(right))
+        assert score(summary, source, "accuracy", 2 if source in ("probe", "blank") else None) == pytest.approx(
+            np.mean(right)
+        )
         assert 0 < np.mean(right) < 1
 
 
 def test_seg_scores_are_scikit_learns_over_all_pixels(world: World, scored: Path) -> None:
     target = world.targets[1]
     assert isinstance(target, SegTarget)
-    truths, predictions = [], {"probe": [], "expert": [], "zero": [], "plain": []}
+    truths, predictions = [], {"probe": [], "blank": [], "expert": [], "zero": [], "plain": []}
     for path in sorted((world.root / "coco/val2017").iterdir()):
         segments = np.asarray(Image.open(world.root / "coco/annotations/panoptic_val2017" / path.name))[..., 0]
         # label i of the annotations is the expert's class 4 - i
         truths.append(np.where(segments == 0, -1, 5 - segments.astype(int)).ravel())
-        context = target.context([Image.open(path).convert("RGB")])
+        image = Image.open(path).convert("RGB")
+        context = target.context([image])
         features = {
-            "probe": by_hand(world, scored, "seg", path, 4),
+            "probe": by_hand(world, scored, "seg", image, 4),
+            "blank": by_hand(world, scored, "seg", GREY, 4),
             "expert": context.features,
             "zero": torch.zeros_like(context.features),
         }
@@ -143,12 +155,29 @@ def test_seg_scores_are_scikit_learns_over_all_pixels(world: World, scored: Path
     known = truth >= 0
     summary = summarize(read_scores(scored, "seg"))
     for source, maps in predictions.items():
-        prediction, layer = np.concatenate(maps), 4 if source == "probe" else None
+        prediction, layer = np.concatenate(maps), 4 if source in ("probe", "blank") else None
         iou = jaccard_score(truth[known], prediction[known], labels=np.unique(truth[known]), average="macro")
         assert score(summary, source, "miou", layer) == pytest.approx(iou)
         accuracy = accuracy_score(truth[known], prediction[known])
         assert score(summary, source, "pixel_accuracy", layer) == pytest.approx(accuracy)
     assert score(summary, "probe", "miou", 4) > 0
+
+
+def test_the_two_parts_of_depth_accuracy_are_the_whole_and_the_mean_has_them_all_or_none(scored: Path) -> None:
+    table = read_scores(scored, "depth")
+    table = table[table["group"].isna() & table["protocol"].eq("standard")].astype({"source": str})
+    parts = ["accuracy_mean_right", "accuracy_mean_wrong"]
+    keys = ["source", "layer", "image"]
+    right = (table["value"] * table["weight"]).groupby([table[key] for key in [*keys, "metric"]], dropna=False).sum()
+    right = right.unstack("metric")
+    pairs = table.groupby([*keys, "metric"], dropna=False, observed=True)["weight"].sum().unstack("metric")
+    assert len(right) == (3 * 3 + 3) * task_runs.IMAGES
+    np.testing.assert_allclose(right[parts].sum(axis=1), right["accuracy"])
+    np.testing.assert_allclose(pairs[parts].sum(axis=1), pairs["accuracy"])
+    assert (pairs[parts].groupby("image").nunique() <= 1).all(axis=None)  # the same pairs whatever is scored
+    assert (pairs[parts].sum() > 0).all()
+    mean = table[table["source"].eq("mean")].groupby("metric", observed=True)["value"]
+    assert mean.agg(set)[parts].tolist() == [{1.0}, {0.0}]
 
 
 def test_the_table_shows_floors_and_ceilings_below_the_layers(scored: Path) -> None:
@@ -226,8 +255,8 @@ def test_a_broken_annotation_leaves_the_image_out(world: World, run: Path, tmp_p
     coco = Path(shutil.copytree(world.root / "coco", tmp_path / "coco"))
     (coco / "annotations/panoptic_val2017/0003.png").write_bytes(b"no PNG")
     with pytest.raises(InnerVisionError, match=r"1 of 9 images are missing or broken.*cannot read the panoptic map"):
-        world.evaluate(run, "seg", data=str(coco))
-    table = world.evaluate(run, "seg", data=str(coco), max_bad=0.5)
+        world.evaluate(run, "seg", data=str(coco), max_bad=0.0)
+    table = world.evaluate(run, "seg", data=str(coco))
     assert "0003.png" not in set(table["image"])
     assert list(json.loads((run / "scores/seg.json").read_text())["bad_images"]) == ["0003.png"]
 

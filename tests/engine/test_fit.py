@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from innervision.config import ProbeSettings, TrainSettings
@@ -202,6 +204,43 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert logs[0] == logs[1]
 
 
+def test_a_run_is_resumed_with_other_micro_batches_to_the_same_probes_but_for_rounding(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(settings, mllm=mllm, targets=targets, progress=False)
+    broken = replace(settings, out=str(tmp_path / "stopped"), save_minutes=1000)
+    stopping = [StopAt(targets[0], 5, signal.SIGTERM), targets[1]]
+    with pytest.raises(Stopped):
+        fit(broken, mllm=mllm, targets=stopping, progress=False)
+    now = replace(broken, micro_batch_size=1)
+    fit(now, resume=True, mllm=mllm, targets=targets, progress=False)
+    for key, value in weights(broken.out).items():
+        torch.testing.assert_close(value, weights(settings.out)[key], atol=1e-3, rtol=1e-2, msg=key)
+    [note] = yaml.safe_load((Path(broken.out) / "run.yaml").read_text())["record"]["notes"]
+    assert note.startswith(f"micro_batch_size is 1 from step 3 on, {settings.micro_batch_size} before")
+    assert note in capsys.readouterr().err
+
+
+def test_the_state_of_another_run_is_refused(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+) -> None:
+    runs = [replace(settings, out=str(tmp_path / name), seed=seed) for seed, name in enumerate("ab")]
+    for run in runs:
+        stopping = [StopAt(targets[0], 5, signal.SIGTERM), targets[1]]
+        with pytest.raises(Stopped):
+            fit(run, mllm=mllm, targets=stopping, progress=False)
+    shutil.copy(tmp_path / "a/train/state.pt", tmp_path / "b/train/state.pt")
+    with pytest.raises(InnerVisionError, match="another run has saved it"):
+        fit(runs[1], resume=True, mllm=mllm, targets=targets, progress=False)
+
+
+def test_few_steps_are_warned_of(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(replace(settings, epochs=1, batch_size=256), mllm=mllm, targets=targets, progress=False)
+    assert "make 1 optimizer steps, too few" in capsys.readouterr().err
+
+
 def test_a_killed_run_resumes_to_the_same_bits(
     settings: TrainSettings, mllm: MLLM, tmp_path: Path, folder: Path
 ) -> None:
@@ -337,9 +376,9 @@ def test_too_many_bad_images_stop_the_run(
     images = write_noise_images(tmp_path / "images", 8)
     (images / "0003.png").write_bytes(b"not an image")
     with pytest.raises(
-        InnerVisionError, match=r"1 of 8 images are missing or broken, more than max_bad=0\.01.*0003\.png"
+        InnerVisionError, match=r"1 of 8 images are missing or broken, more than max_bad=0 allows.*0003\.png"
     ):
-        fit(replace(settings, images=str(images)), mllm=mllm, targets=targets, progress=False)
+        fit(replace(settings, images=str(images), max_bad=0), mllm=mllm, targets=targets, progress=False)
 
 
 def test_missing_images_stop_the_run_before_any_model_is_loaded(settings: TrainSettings, tmp_path: Path) -> None:
@@ -354,8 +393,9 @@ def test_missing_images_stop_the_run_before_any_model_is_loaded(settings: TrainS
 
 def test_broken_images_stop_a_small_set_before_any_model_is_loaded(settings: TrainSettings, tmp_path: Path) -> None:
     images = write_noise_images(tmp_path / "images", 8)
-    (images / "0007.png").write_bytes((images / "0007.png").read_bytes()[:50])
-    with pytest.raises(InnerVisionError, match="1 of 8 images are missing or broken"):
+    for name in ("0001.png", "0003.png", "0005.png", "0007.png"):
+        (images / name).write_bytes((images / name).read_bytes()[:50])
+    with pytest.raises(InnerVisionError, match="4 of 8 images are missing or broken"):
         fit(replace(settings, images=str(images), mllm="no/such-model"), progress=False)
 
 

@@ -210,6 +210,7 @@ def test_memory_that_runs_out_is_an_error_that_says_what_to_do(
         targets="known:backbone=stand-in",
         images=str(images),
         out=str(tmp_path / "run"),
+        probe=ProbeSettings(kind="resampler"),
         epochs=1,
         batch_size=2,
         workers=0,

@@ -242,14 +242,14 @@ def test_da2k_has_the_originals_prompt_and_rows_of_both_rules(
 def test_an_imported_run_without_a_mean_is_scored_without_what_needs_it(depth_run: Path, shared: Path) -> None:
     settings = EvaluateSettings(images=str(shared / "da2k-sample/images"), batch_size=2, workers=0, device="cpu")
     table = pd.read_parquet(evaluate_similarity(depth_run, settings, progress=False))
-    assert set(table["source"]) == {"probe", "shuffled"}
+    assert set(table["source"]) == {"probe", "shuffled", "blank"}
     assert set(table["metric"]) == {"cosine", "token_cosine"}
     assert table["value"].notna().all()
 
 
 def test_paper_reads_all_tokens_without_positions() -> None:
     required = {"mllm": "a", "images": "b", "out": "c", "protocol": "paper"}
-    for setting in ({"tokens": "image"}, {"probe": ProbeSettings(positions=True)}):
+    for setting in ({"tokens": "image"}, {"probe": ProbeSettings(kind="resampler", positions=True)}):
         with pytest.raises(InnerVisionError, match="protocol=paper reads all tokens, without positions"):
             TrainSettings(**(required | setting))
 

@@ -108,7 +108,7 @@ def test_metrics_of_tasks_are_read_and_what_this_version_does_not_know_is_ignore
         ({"metrics": {"a": {"name": "A"}}}, "key"),
         ({"metrics": {"a": "A"}}, "items"),
         ({"images": ["a.jpg"]}, "images holds no names"),
-        ([], "get"),
+        ([], "no JSON object"),
     ],
 )
 def test_what_is_wrong_is_an_error_that_names_the_file(tmp_path, content, said):

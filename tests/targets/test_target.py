@@ -170,12 +170,12 @@ class TestEveryTarget:
             load_targets([f"{kind}={folder}"])
 
     def test_expert_that_cannot_be_had_offline_is_named(self, kind: str) -> None:
-        with pytest.raises(InnerVisionError, match=r"(?s)cannot load the expert no/such.*\nName a") as caught:
+        with pytest.raises(InnerVisionError, match="cannot load the expert no/such: there is no such folder") as caught:
             load_targets([f"{kind}=no/such"])
-        assert len(str(caught.value).splitlines()) == 2
+        assert len(str(caught.value).splitlines()) == 1
 
     def test_folder_that_does_not_exist_is_named(self, tmp_path: Path, kind: str) -> None:
-        with pytest.raises(InnerVisionError, match=r"cannot load the expert .*/nowhere"):
+        with pytest.raises(InnerVisionError, match=r"there is no file or folder .*/nowhere"):
             load_targets([f"{kind}={tmp_path}/nowhere"])
 
 

@@ -48,7 +48,7 @@ class Difference(Task):
 
     name = "difference"
     kind = "known"
-    sources = ("probe", "shuffled", "zero", "mean", "expert", "plain")
+    sources = ("probe", "shuffled", "blank", "zero", "mean", "expert", "plain")
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings
@@ -82,8 +82,9 @@ def run(
     count = 3 if following is None else 4
     pixels, truths = torch.tensor([1.0, 2.0, 3.0, 4.0])[:count], [10.0, 20.0, 30.0, 40.0][:count]
     batch = Batch(NAMES, None, {"known": pixels}, [], truths, following, paired=True)
+    blank = {layer: torch.full((2, 3), 0.2 + layer) for layer in LAYERS}
     comparison = make_task(size, WithoutArrays if following else Difference).compare(
-        batch, target, torch.full((2, 3), 0.1)
+        batch, target, torch.full((2, 3), 0.1), blank
     )
     for layer in LAYERS:
         comparison.predicted(layer, torch.tensor([7.0, 8.0, 9.0])[:, None, None].expand(3, 2, 3) + 10 * layer)
@@ -105,6 +106,7 @@ def expected(image_matters: bool) -> dict[tuple, tuple[float, float]]:
             value = [6 * (7.0 + j + 10 * layer) for j in range(3)]
             found[name, layer, "probe"] = value[i] + own, truth
             found[name, layer, "shuffled"] = value[i - 1] + own, truth
+            found[name, layer, "blank"] = 6 * (0.2 + layer) + own, truth
         found[name, None, "zero"] = own, truth
         found[name, None, "mean"] = 0.6 + own, truth
         found[name, None, "expert"] = 6 * 0.5 * (i + 1) + own, truth
@@ -124,8 +126,10 @@ def test_every_map_is_compared_with_its_image_in_the_context_of_its_image(image_
 @pytest.mark.parametrize(
     ("image_matters", "count"),
     [
-        (True, 2 * 3 * 2 + 3 * 3),  # predictions twice, for shuffled sees another image; zero, mean, expert
-        (False, 2 * 3 + 1 + 1 + 3),  # every prediction once; one zero and one mean for all images
+        # predictions twice, for shuffled sees another image; blank; zero, mean, expert
+        (True, 2 * 3 * 2 + 2 * 3 + 3 * 3),
+        # every prediction once; for all images one blank of each layer, one zero and one mean
+        (False, 2 * 3 + 2 + 1 + 1 + 3),
     ],
 )
 def test_nothing_is_decoded_twice(image_matters: bool, count: int) -> None:
@@ -137,13 +141,13 @@ def test_nothing_is_decoded_twice(image_matters: bool, count: int) -> None:
 def test_maps_of_all_images_and_layers_share_a_batch_of_the_size_asked_for() -> None:
     target = KnownTarget()
     run(target, size=8)
-    assert target.calls == [8, 8, 5]
+    assert target.calls == [8, 8, 8, 3]
 
 
 def test_outputs_that_are_drawn_at_random_are_drawn_for_every_image() -> None:
     target = KnownTarget(looks_at_the_image=False, draws_at_random=True)
     run(target)
-    assert sum(target.calls) == 2 * 3 * 2 + 3 * 3
+    assert sum(target.calls) == 2 * 3 * 2 + 2 * 3 + 3 * 3
 
 
 def test_a_seed_belongs_to_an_image_and_a_layer_whatever_the_company() -> None:
@@ -166,7 +170,7 @@ def test_arrays_are_kept_in_the_order_of_the_images() -> None:
 
 def test_a_mean_that_is_not_known_is_left_out() -> None:
     batch = Batch(NAMES[:2], None, {"known": torch.tensor([1.0, 2.0])}, [], [1.0, 2.0])
-    findings = make_task().compare(batch, KnownTarget(), torch.full((2, 3), torch.nan)).finish()
+    findings = make_task().compare(batch, KnownTarget(), torch.full((2, 3), torch.nan), {}).finish()
     assert {label.source for labels, _ in findings.scores for label in labels} == {"zero", "expert", "plain"}
 
 

@@ -120,9 +120,13 @@ def test_a_file_of_weights_is_not_executed(tmp_path: Path, monkeypatch: pytest.M
 
 def test_other_weights_and_missing_files_are_refused(tmp_path: Path) -> None:
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    for name in ("other.pth", "missing.pth"):
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "broken.pth").write_bytes(b"PK" + bytes(500))
+    for name in ("other.pth", "empty.pth", "broken.pth"):
         with pytest.raises(InnerVisionError, match=rf"cannot read .*{name}.*\n.*inception=PATH"):
             load_image_features(f"inception={tmp_path / name}")
+    with pytest.raises(InnerVisionError, match=r"there is no file or folder .*missing\.pth"):
+        load_image_features(f"inception={tmp_path / 'missing.pth'}")
 
 
 def test_weights_are_downloaded_checked_and_only_read(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,8 @@
 """An expert's files, on the Hugging Face Hub or in a folder."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +10,11 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file
-from transformers.utils import logging as transformers_logging
 
 from innervision.checkpoints.identity import hub_commit, locate
-from innervision.errors import InnerVisionError, first_line
+from innervision.checkpoints.loading import check_files, check_finite, check_layers, loading
+from innervision.errors import InnerVisionError
+from innervision.json_files import read_json
 
 MIRRORS = {"stabilityai/stable-diffusion-2-1-unclip": "sd2-community/stable-diffusion-2-1-unclip"}
 """Models that are gone from the Hub, and where there are copies."""
@@ -35,9 +34,13 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         self.source = locate(self.expert)
+        check_files(self.source)
 
     def load_config(self, *, subfolder: str = "", model_type: str | None = None) -> PreTrainedConfig:
         """Read the model's configuration; it must be of `model_type`, where that is given."""
+        with self._loading():
+            content, _ = PreTrainedConfig.get_config_dict(self.source, revision=self.revision, subfolder=subfolder)
+            check_layers(content, self.expert)
         config: PreTrainedConfig = self._load(AutoConfig, subfolder)
         if model_type is not None and config.model_type != model_type:
             raise InnerVisionError(
@@ -58,6 +61,7 @@ class Checkpoint:
         """
         settings = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
         model, report = self._load(model_class, subfolder, config=config, **settings)
+        check_finite(model, self.expert)
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         random = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
         return model, {name: tensors[name] for name in sorted(random) if name in tensors}
@@ -83,7 +87,7 @@ class Checkpoint:
             path = cached_file(
                 self.source, name, revision=self.revision, _raise_exceptions_for_missing_entries=False
             ) or hf_hub_download(settings["repo_path"], name, repo_type="dataset")
-            return json.loads(Path(path).read_text())
+            return read_json(path)
 
     def load_part(self, part_class: Any, subfolder: str) -> Any:
         """Load a part of a Diffusers pipeline: a model in float32 on the CPU, or a scheduler."""
@@ -95,6 +99,7 @@ class Checkpoint:
                 self.source, torch_dtype=torch.float32, output_loading_info=True, **where
             )
         self.require_all(subfolder, report["missing_keys"])
+        check_finite(part, self.expert)
         return part
 
     def require_all(self, part: str, missing: Sequence[str]) -> None:
@@ -113,25 +118,13 @@ class Checkpoint:
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
-        """Give errors the expert's name, and silence the report on random weights: ours is stricter."""
+        """Give errors the expert's name, and say where to find one that is gone."""
         try:
-            with silent_transformers():
+            with loading("expert", self.source):
                 yield
-        except Exception as error:  # a foreign file can make its reader raise anything
-            reason = f"cannot load the expert {self.expert}: {first_line(error)}"
+        except InnerVisionError as error:
             if self.expert in MIRRORS:
-                reason += f"\nIt is gone from the Hub. Name a copy, such as {MIRRORS[self.expert]}."
-            elif isinstance(error, OSError) and not Path(self.expert).exists():
-                reason += "\nName a folder, or a Hugging Face model that can be reached or was downloaded before."
-            raise InnerVisionError(reason) from error
-
-
-@contextmanager
-def silent_transformers() -> Iterator[None]:
-    """Keep Transformers from reporting what it loads, in the block."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+                raise InnerVisionError(
+                    f"{error}\nIt is gone from the Hub. Name a copy, such as {MIRRORS[self.expert]}."
+                ) from error
+            raise

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from innervision.checkpoints.loading import loading
 from innervision.registry import find, offered
 
 
@@ -96,8 +97,9 @@ def read_foreign_mllm(
 
 def read_foreign_expert(kind: str, source: str, revision: str | None = None) -> ForeignExpert | None:
     """Let the installed layouts load an expert; None where it is in none of them. See `Layout.read_expert`."""
-    found = (layout.read_expert(kind, source, revision) for layout in _layouts())
-    return next(filter(None, found), None)
+    with loading("expert", source):
+        found = (layout.read_expert(kind, source, revision) for layout in _layouts())
+        return next(filter(None, found), None)
 
 
 def _layouts() -> Iterator[Layout]:

@@ -1,6 +1,5 @@
 """Single tensors of a checkpoint, read without the rest of it: one file or many, safetensors or PyTorch."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from innervision.errors import InnerVisionError, first_line
+from innervision.checkpoints.loading import read_index, reason
+from innervision.errors import InnerVisionError, few
 
 
 class Shards:
@@ -43,7 +43,7 @@ class Shards:
             return
         for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
             if path := find_file(name, index, revision):
-                self.files = self._read_index(path)
+                self.files = read_index(path)
                 return
             if find_file(name, single, revision):
                 self.files = dict.fromkeys(self._open(single), single)
@@ -87,19 +87,11 @@ class Shards:
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # written by a PyTorch before 1.6, which cannot be mapped
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(tensors, dict):
+                raise ValueError(f"it holds a {type(tensors).__name__}, not tensors by name")
             return {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
         except Exception as error:  # a broken or foreign file can make its reader raise anything
-            raise InnerVisionError(f"{path} cannot be read as a file of weights: {first_line(error)}") from error
-
-    def _read_index(self, path: str) -> dict[str, str]:
-        try:
-            files = json.loads(Path(path).read_text())["weight_map"]
-            outward = [file for file in files.values() if Path(file).name != file]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InnerVisionError(f"{path} is not an index of shards: {error!r}") from error
-        if outward:
-            raise InnerVisionError(f"{path} names a file outside of the checkpoint: {outward[0]}")
-        return files
+            raise InnerVisionError(f"{path} cannot be read as a file of weights: {reason(error)}") from error
 
 
 def find_file(name: str, file: str, revision: str | None = None) -> str | None:
@@ -117,9 +109,3 @@ def find_file(name: str, file: str, revision: str | None = None) -> str | None:
         OfflineModeIsEnabled,
     ):
         return None
-
-
-def few(names: Iterable[str]) -> str:
-    """Name the first three of many, and say how many more there are."""
-    shown = sorted(names)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

@@ -5,6 +5,7 @@ FOLDER/images/indoor/a.jpg                                   "closer_point": "po
 """
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from innervision.data.images import BadImage, image_size
-from innervision.data.sources import ImageSet, check_inside, images_inside, read_json, short_hash
-from innervision.errors import InnerVisionError
+from innervision.data.images import BadImage, image_size, orientation
+from innervision.data.sources import ImageSet, check_inside, find_images, images_inside, short_hash, table_name
+from innervision.errors import InnerVisionError, few
+from innervision.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -45,36 +47,69 @@ class DA2K:
 def read_da2k(source: str | Path) -> DA2K:
     """Read a DA-2K folder, one that holds it as `DA-2K` or (scenes) `da2k`, or its annotations.json.
 
-    The image files are only opened to see that the points lie inside; one that is broken is left for whoever
-    reads it.
+    The image files are only opened to see that the points lie inside: an image for which they do not counts as missing.
+    One that is broken is left for whoever reads it.
 
     Raises:
         InnerVisionError: the annotations cannot be read, are not in this format or name a file outside of their
-            folder; a point lies outside of its image; none of the images is there.
+            folder; none of the images is there or can be used.
     """
     source = Path(source).expanduser()
     if source.is_dir():
         places = [source / folder / "annotations.json" for folder in ("", "DA-2K", "da2k")]
         source = next((place for place in places if place.is_file()), places[0])
-    content = read_json(source)
+    content = read_json(source, unique=True)
     if not isinstance(content, dict) or not content:
         raise InnerVisionError(f"{source} is not an annotation file of DA-2K: it maps no image to pairs of points")
-    pairs = {check_inside(source, name): _pairs(source, name, entries) for name, entries in content.items()}
-    images = images_inside(source.parent, list(pairs), source)
+    inside = {name: check_inside(source, name) for name in content}
+    if len(set(inside.values())) < len(inside):
+        raise InnerVisionError(f"{source} names an image in two ways, such as a.jpg and ./a.jpg")
+    pairs = {table_name(inside[name]): _pairs(source, name, entries) for name, entries in content.items()}
+    found = images_inside(source.parent, list(inside.values()), source)
+    faults = {
+        name: fault
+        for name, path in zip(found.names, found.paths, strict=True)
+        if (fault := _fault(path, pairs[name].points)) is not None
+    }
+    images = ImageSet(
+        [path for name, path in zip(found.names, found.paths, strict=True) if name not in faults],
+        [name for name in found.names if name not in faults],
+        [*found.missing, *faults.items()],
+        _strangers(source.parent, pairs) if len(faults) < len(found) else [],
+    )
     if not images.paths:
-        raise InnerVisionError(f"none of the {len(pairs)} images of {source} is there, such as {next(iter(pairs))}")
-    for name, path in zip(images.names, images.paths, strict=True):
-        try:
-            size = image_size(path)
-        except BadImage:
-            continue
-        points = pairs[name].points
-        if outside := points[(points >= size).any(axis=-1)].tolist():
-            raise InnerVisionError(
-                f"{source}: the point {outside[0]} (row, column) lies outside of {name}, which has {size[0]} rows and "
-                f"{size[1]} columns"
-            )
+        left_out = few(f"{name} ({reason})" for name, reason in images.missing)
+        raise InnerVisionError(f"none of the {len(pairs)} images of {source} can be scored: {left_out}")
     return DA2K(images, pairs)
+
+
+def _fault(path: Path, points: NDArray[np.int64]) -> str | None:
+    """Say which of the points lies outside of an image file; None too where that is broken, which its reader says."""
+    try:
+        size, turned = image_size(path), orientation(path) > 4
+    except BadImage:
+        return None
+    outside = points[(points >= size).any(axis=-1)].tolist()
+    if not outside:
+        return None
+    stored = turned and not (points >= size[::-1]).any()
+    why = (
+        ": the points are those of the photograph as it is stored, before its EXIF orientation turns it"
+        if stored
+        else ""
+    )
+    return (
+        f"the point {outside[0]} (row, column) lies outside of it, which has {size[0]} rows and {size[1]} columns{why}"
+    )
+
+
+def _strangers(folder: Path, pairs: Container[str]) -> list[str]:
+    """Note the images of the benchmark's folder that no pair of points is known of."""
+    if not (folder / "images").is_dir():
+        return []
+    there = [f"images/{name}" for name in find_images(folder / "images").names]
+    unknown = [name for name in there if name not in pairs]
+    return [f"{len(unknown):,} images in {folder} have no pairs of points: {few(unknown)}"] if unknown else []
 
 
 def _pairs(source: Path, name: str, entries: Any) -> PointPairs:

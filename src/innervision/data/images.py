@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ Pillow knows more, but some of those run other programs on the file (EPS starts 
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """How the names of image files end, in lower case."""
+
+UNREAD_SUFFIXES = frozenset(
+    f".{name}"
+    for name in re.findall(r"\w+", "heic heif hif dng cr2 cr3 nef arw raf orf rw2 pef srw 3fr jxl psd exr svg")
+)
+"""How files end that hold images which are not read: photographs as phones (HEIC) and cameras (RAW) keep them."""
 
 
 class BadImage(Exception):
@@ -84,6 +91,20 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
     except Exception as error:  # on a broken file the decoders raise nearly anything
         raise BadImage(os.fspath(path), _reason(path, error)) from error
+
+
+def orientation(path: str | Path) -> int:
+    """Give the EXIF orientation that `read_image` applies: 1 = as stored, 5 to 8 exchange height and width.
+
+    Raises:
+        BadImage: as `image_size`.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            found = _orientation(image)
+    except Exception as error:  # on a broken file the decoders raise nearly anything
+        raise BadImage(os.fspath(path), _reason(path, error)) from error
+    return found if found in range(1, 9) else 1
 
 
 @functools.cache

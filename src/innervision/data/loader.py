@@ -247,6 +247,10 @@ def _end_workers(workers: Sequence[BaseProcess]) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
+FEW = 3
+"""Bad images that a set bears whatever its size (half of the smallest sets), unless none is allowed."""
+
+
 class BadImages:
     """Counts images that are missing or broken, and stops when there are too many."""
 
@@ -273,7 +277,8 @@ class BadImages:
         """
         new = [name for name, _ in bad if name not in self.reasons]
         self.reasons.update(bad)
-        if len(self.reasons) > self.limit * self.total:
+        allowed = max(self.limit * self.total, min(FEW, self.total // 2)) if self.limit else 0
+        if len(self.reasons) > allowed:
             raise self._too_many(f"{len(self.reasons)} of {self.total} images", self.reasons)
         return new
 
@@ -295,7 +300,11 @@ class BadImages:
             except BadImage as error:
                 broken[images.names[i]] = error.reason
         new = self.add(list(broken.items()))
-        if broken and binomtest(len(broken), len(chosen), self.limit, alternative="greater").pvalue < 0.001:
+        if (
+            broken
+            and len(chosen) < len(images)
+            and binomtest(len(broken), len(chosen), self.limit, alternative="greater").pvalue < 0.001
+        ):
             raise self._too_many(f"{len(broken)} of {len(chosen)} images drawn at random", broken)
         return new
 

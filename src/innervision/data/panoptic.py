@@ -5,6 +5,8 @@ ROOT/annotations/panoptic_val2017/X.png        segment id of each pixel = red + 
 ROOT/val2017/X.jpg                             the images
 """
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from innervision.data.content import content_hashes
-from innervision.data.sources import ImageSet, check_inside, find_images, images_inside, read_json, short_hash
-from innervision.errors import InnerVisionError
+from innervision.data.images import image_size, orientation
+from innervision.data.sources import ImageSet, check_inside, find_images, images_inside, short_hash, table_name
+from innervision.errors import InnerVisionError, few, require
+from innervision.json_files import read_json
 
 VOID = 255
 """Label of pixels that belong to no category and are left out of scores."""
@@ -37,7 +41,7 @@ class PanopticMap:
             (H, W), the label of each pixel; VOID where its segment is not known.
 
         Raises:
-            InnerVisionError: the PNG is missing, broken or holds no colours.
+            InnerVisionError: the PNG is missing, broken or holds no colours, or none of the image's segments.
         """
         try:
             with Image.open(self.path, formats=["PNG"]) as image:
@@ -51,7 +55,29 @@ class PanopticMap:
         labels = np.full(ids.shape, VOID, dtype=np.uint8)
         for segment, label in self.segments.items():
             labels[ids == segment] = label
+        require(bool((labels != VOID).any()), f"{self.path} shows none of the segments that the annotations list")
         return labels
+
+    def labels_of(self, image: Path) -> NDArray[np.uint8]:
+        """Read the map, and see that it is of an image file as it is shown: upright and of the same size.
+
+        Raises:
+            InnerVisionError: as `labels`; or the map is of the photograph as it was before it was turned or cropped, or
+                may be, where both have one size.
+        """
+        labels, size, turned = self.labels(), image_size(image), orientation(image)
+        if labels.shape != size:
+            stored = turned > 4 and labels.shape == size[::-1]
+            why = ", as the photograph is stored, before its EXIF orientation turns it" if stored else ""
+            raise InnerVisionError(f"its map has {_size(labels.shape)} pixels{why}; the image has {_size(size)}")
+        # such a map may be of what is stored or of what is shown: their sizes are the same
+        unknown = turned > 1 and (turned <= 4 or size[0] == size[1])
+        require(not unknown, "its EXIF orientation may or may not hold for its map, too: write the image upright")
+        return labels
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]} × {shape[1]}"
 
 
 @dataclass(frozen=True)
@@ -85,16 +111,31 @@ def read_panoptic(source: str | Path, split: str | None = None) -> Panoptic:
     """
     source = _find_annotations(Path(source).expanduser(), split)
     content = read_json(source)
-    found, categories = read_maps(source, content)
+    found, categories, refused = read_maps(source, content)
     images = find_images(source)
-    identities = {check_inside(source, image["file_name"]): image.get("id") for image in content["images"]}
+    ids: dict[str, Any] = {}
+    for image in content["images"]:
+        ids.setdefault(table_name(check_inside(source, image["file_name"])), image.get("id"))
+    shared = {number for number, count in Counter(ids.values()).items() if count > 1}
     folder = source.with_suffix("")
-    maps = {name: found[identities[name]] for name in images.names if identities[name] in found}
+    maps, missing = {}, list(images.missing)
+    for name in images.names:
+        number = ids[name]
+        if number in shared:
+            missing.append((name, f"another image has its id, {number}"))
+        elif number in found:
+            maps[name] = found[number]
+        else:
+            missing.append((name, refused.get(number, f"no panoptic map in {folder}")))
     if not maps:
-        raise InnerVisionError(f"none of the {len(images)} images of {source} has a map in {folder}")
+        raise InnerVisionError(
+            f"none of the {len(images)} images of {source} has a map in {folder} that can be used: "
+            f"{few(f'{name} ({reason})' for name, reason in missing)}"
+        )
     paths = [path for path, name in zip(images.paths, images.names, strict=True) if name in maps]
-    missing = [(name, f"no panoptic map in {folder}") for name in images.names if name not in maps]
-    return Panoptic(ImageSet(paths, [*maps], images.missing + missing), maps, categories)
+    strangers = [str(number) for number in {*found, *refused} - set(ids.values())]
+    notes = [f"{len(strangers):,} annotations of {source} are of images that it does not list, by id: {few(strangers)}"]
+    return Panoptic(ImageSet(paths, [*maps], missing, notes if strangers else []), maps, categories)
 
 
 def _find_annotations(source: Path, split: str | None) -> Path:
@@ -112,27 +153,38 @@ def _find_annotations(source: Path, split: str | None) -> Path:
     raise InnerVisionError(f"no panoptic annotations: {folder}/panoptic_{split or '*'}.json does not exist")
 
 
-def read_maps(source: Path, content: Any) -> tuple[dict[int, PanopticMap], list[str]]:
+def read_maps(source: Path, content: Any) -> tuple[dict[int, PanopticMap], list[str], dict[int, str]]:
     """Take from the content of a panoptic annotation file the maps that are there, by image id, and the label names.
 
     Where the file lists no categories, as extracts of COCO's own may not, they are COCO's 133, named by their ids.
+
+    Returns:
+        The maps, the names, and of the images whose annotation cannot be used the reason, by image id.
 
     Raises:
         InnerVisionError: it is not in COCO's panoptic format, or names a file outside of its folder.
     """
     folder = source.with_suffix("")
+    maps: dict[int, PanopticMap] = {}
+    refused: dict[int, str] = {}
     try:
-        entries = {check_inside(source, entry["file_name"]): entry for entry in content["annotations"]}
         categories = content.get("categories") or [{"id": number, "name": str(number)} for number in COCO_IDS]
         names = [str(category["name"]) for category in categories]
         labels = {category["id"]: label for label, category in enumerate(categories)}
-        files = images_inside(folder, list(entries), source)
-        maps = {
-            entries[name]["image_id"]: PanopticMap(
-                path, {part["id"]: labels[part["category_id"]] for part in entries[name]["segments_info"] if part["id"]}
-            )
-            for name, path in zip(files.names, files.paths, strict=True)
-        }
+        entries = [
+            (entry["image_id"], check_inside(source, entry["file_name"]), entry) for entry in content["annotations"]
+        ]
+        places = list(dict.fromkeys(name for _, name, _ in entries))
+        files = images_inside(folder, places, source)
+        paths = dict(zip(files.names, files.paths, strict=True))
+        for number, name, entry in entries:
+            segments = [(part["id"], part["category_id"]) for part in entry["segments_info"] if part["id"]]
+            if reason := _fault(segments, labels):
+                refused[number] = reason
+            elif number in maps or number in refused:
+                refused[number] = "it has several annotations"
+            elif path := paths.get(table_name(name)):
+                maps[number] = PanopticMap(path, {segment: labels[category] for segment, category in segments})
     except (KeyError, TypeError, AttributeError) as error:
         raise InnerVisionError(
             f"{source} is not a COCO panoptic file ({type(error).__name__}: {error}): it needs annotations with "
@@ -140,7 +192,23 @@ def read_maps(source: Path, content: Any) -> tuple[dict[int, PanopticMap], list[
         ) from error
     if len(labels) < len(names) or len(names) > VOID:
         raise InnerVisionError(f"{source} lists a category twice, or more than {VOID} of them")
-    return maps, names
+    return {number: found for number, found in maps.items() if number not in refused}, names, refused
+
+
+def _fault(segments: Sequence[tuple[int, int]], labels: Mapping[int, int]) -> str | None:
+    """Say what keeps the segments of an image (id, category id) from being scored."""
+    if not segments:
+        return "its annotation has no segments"
+    count = Counter(segment for segment, _ in segments)
+    segment, most = count.most_common(1)[0]
+    if most > 1:
+        return f"its annotation has the segment {segment} twice"
+    if unknown := [(segment, category) for segment, category in segments if category not in labels]:
+        segment, category = unknown[0]
+        return f"its segment {segment} is of the category {category}, which the annotation file does not list"
+    if wrong := [segment for segment, _ in segments if type(segment) is not int]:
+        raise TypeError(f"the id {wrong[0]!r:.40} of a segment is no whole number")
+    return None
 
 
 _RANGES = (

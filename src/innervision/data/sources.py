@@ -4,16 +4,18 @@ import hashlib
 import json
 import os
 import posixpath
+import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from innervision.data.content import content_hashes
-from innervision.data.images import IMAGE_SUFFIXES
-from innervision.errors import InnerVisionError
+from innervision.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from innervision.errors import InnerVisionError, few
+from innervision.json_files import read_json, read_text
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,19 @@ class ImageSet:
     """For every path the unique name that score tables use: relative to the root of the set, with `/`."""
 
     missing: list[tuple[str, str]]
-    """(name, reason) of every image that the source lists but that is not there."""
+    """(name, reason) of every image that the source lists but that is not there, or cannot be used."""
 
-    def __post_init__(self) -> None:
-        for name in self.names:
-            if re.search("[\ud800-\udfff]", name):  # what Python makes of bytes that are no UTF-8
-                raise InnerVisionError(
-                    f"the file name {name!r} is not UTF-8 and cannot be written into tables: rename it"
-                )
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of the source, in a line each."""
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def sample(self, count: int, seed: int) -> "ImageSet":
+        """Draw `count` of the images, or all where there are no more, and keep their order."""
+        chosen = sorted(random.Random(seed).sample(range(len(self)), min(count, len(self))))
+        paths, names = [self.paths[i] for i in chosen], [self.names[i] for i in chosen]
+        return replace(self, paths=paths, names=names)
 
     def fingerprint(self) -> str:
         """Give a short hash of the names, their order and the files' content, which tells this set from others."""
@@ -84,7 +88,7 @@ def find_images(source: str | Path, split: str | None = None) -> ImageSet:
     if suffix == ".txt":
         return _from_list(source)
     if suffix in IMAGE_SUFFIXES:
-        return ImageSet([source], [source.name], [])
+        return ImageSet([source], [table_name(source.name)], [])
     raise InnerVisionError(
         f"cannot tell what {source} is: give a folder, COCO annotations (.json), a list of paths (.txt) or an image"
     )
@@ -98,10 +102,23 @@ def images_inside(folder: Path, names: Iterable[str], source: Path) -> ImageSet:
         names: as `check_inside` gives them, each once.
         source: named in errors.
 
+    Returns:
+        The images, called as `table_name` calls the names.
+
     Raises:
-        InnerVisionError: a link leads out of the folder.
+        InnerVisionError: a linked folder leads out of the folder. A link to a single file may.
     """
     return _inside(folder, names, _files(folder, names), source)
+
+
+def table_name(name: str) -> str:
+    r"""Write a file name as tables can hold it: bytes that are not UTF-8, which Linux allows, as \xff and the like."""
+    return name.encode(errors="surrogateescape" if _is_of_bytes(name) else "replace").decode(errors="backslashreplace")
+
+
+def _is_of_bytes(name: str) -> bool:
+    """Tell whether a name can be that of a file: JSON can hold half characters that none can have."""
+    return not re.search("[\ud800-\udc7f\udd00-\udfff]", name)
 
 
 def check_inside(source: Path, name: str) -> str:
@@ -113,15 +130,6 @@ def check_inside(source: Path, name: str) -> str:
     if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
         raise InnerVisionError(_outwards(source, name))
     return posixpath.normpath(name)
-
-
-def read_json(source: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InnerVisionError: it does not exist, cannot be read or is not JSON.
-    """
-    return _parse(source, json.loads)
 
 
 def scored_split(source: str | Path) -> str | None:
@@ -158,11 +166,20 @@ def _split_folder(folder: Path, split: str | None) -> Path:
 
 
 def _from_folder(folder: Path) -> ImageSet:
-    names = sorted(_image_names(folder))
-    images = _divide(folder, {name: name for name in names}, _files(folder, names))
+    found = sorted(_image_names(folder))
+    names = [name for name in found if _suffix(name) in IMAGE_SUFFIXES]
+    unread = [name for name in found if _suffix(name) in UNREAD_SUFFIXES]
+    images = _divide(folder, names, _files(folder, names))
+    note = f"{len(unread):,} files are of formats that are not read: {few(unread)}. Convert them to JPEG or PNG"
     if not images.paths:
-        raise InnerVisionError(f"no images in {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    return images
+        raise InnerVisionError(
+            f"no images in {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})" + (f"\n{note}" if unread else "")
+        )
+    return replace(images, notes=[note] if unread else [])
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _image_names(folder: Path) -> Iterator[str]:
@@ -179,7 +196,7 @@ def _image_names(folder: Path) -> Iterator[str]:
             continue
         seen.add(real)
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and _suffix(name) in IMAGE_SUFFIXES | UNREAD_SUFFIXES:
                 yield Path(place, name).relative_to(folder).as_posix()
 
 
@@ -198,7 +215,7 @@ def _from_annotations(source: Path) -> ImageSet:
 
 def _coco_file_names(source: Path) -> list[str]:
     """Every `file_name` of a COCO annotation file once, normalised, none leading out of its folder."""
-    images = _parse(source, _images_member)
+    images = read_json(source, decode=_images_member)
     if not isinstance(images, list):
         raise InnerVisionError(f"{source} is not a COCO annotation file: it has no list 'images'")
     if not images:
@@ -211,25 +228,21 @@ def _coco_file_names(source: Path) -> list[str]:
     return list(dict.fromkeys(check_inside(source, image["file_name"]) for image in images))
 
 
-def _parse(source: Path, decode: Callable[[str], Any]) -> Any:
-    try:
-        return decode(_read_text(source))
-    except (ValueError, RecursionError) as error:
-        raise InnerVisionError(f"{source} is not valid JSON ({error}): is the file complete?") from error
-
-
-def _read_text(source: Path) -> str:
-    try:
-        return source.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InnerVisionError(f"cannot read {source}: {error.strerror or error}") from error
+WHOLE = 64 << 20
+"""Characters of JSON up to which all of it is decoded."""
 
 
 def _images_member(text: str) -> Any:
     """Decode the member `images` of a JSON object, None where it has none.
 
-    What comes after it is not decoded: the boxes of COCO train2017 would take some 20 s and 4 GB.
+    Of a large file, what comes after it is not decoded, only its end looked at: the boxes of COCO train2017 would take
+    some 20 s and 4 GB.
     """
+    if len(text) <= WHOLE:
+        content = json.loads(text)
+        return content.get("images") if isinstance(content, dict) else None
+    if not re.search(r"[]}]\s*}\s*\Z", text[-1000:]):
+        json.loads(text)  # it may be cut off, or something may follow
     decoder = json.JSONDecoder()
     next_key = re.compile(r'\s*[{,]\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
     position = 0
@@ -252,10 +265,7 @@ def _folders_beside(source: Path) -> list[Path]:
 
 
 def _from_list(source: Path) -> ImageSet:
-    try:
-        lines = _read_text(source).split("\n")
-    except UnicodeDecodeError as error:
-        raise InnerVisionError(f"{source} is not a list of paths: it is not UTF-8 text") from error
+    lines = read_text(source, kind="list of paths").split("\n")
     root = Path(os.path.abspath(source.parent))
     listed: dict[Path, str] = {}  # normalised absolute path -> the line, so that no file counts twice
     for line in map(str.strip, lines):
@@ -267,7 +277,8 @@ def _from_list(source: Path) -> ImageSet:
         (path.relative_to(root) if path.is_relative_to(root) else Path(os.path.normpath(line))).as_posix(): line
         for path, line in listed.items()
     }
-    images = _divide(source.parent, places, _files(source.parent, places.values()))
+    found = _files(source.parent, places.values())
+    images = _divide(source.parent, list(places.values()), found, list(places))
     if not images.paths:
         raise InnerVisionError(
             f"none of the {len(places)} files that {source} lists exists, such as "
@@ -277,7 +288,7 @@ def _from_list(source: Path) -> ImageSet:
 
 
 def _files(folder: Path, places: Iterable[str]) -> dict[str, str]:
-    """Map those of `places` in a folder that are files to where they are once links are followed.
+    """Map those of `places` in a folder that are files to where they are once links to folders are followed.
 
     Every folder is listed once: asking for 118,000 files one by one takes minutes on a network drive.
     """
@@ -288,13 +299,11 @@ def _files(folder: Path, places: Iterable[str]) -> dict[str, str]:
     for parent, inside in wanted.items():
         try:
             with os.scandir(parent or ".") as entries:
-                files = {entry.name: entry for entry in entries if _is_file(entry)}
+                files = {entry.name for entry in entries if _is_file(entry)}
         except (OSError, ValueError):  # no such folder, or a name that no folder can have
             continue
         real = os.path.realpath(parent)
-        for place in inside:
-            if entry := files.get(os.path.basename(place)):
-                found[place] = os.path.realpath(entry) if entry.is_symlink() else os.path.join(real, entry.name)
+        found |= {place: os.path.join(real, name) for place in inside if (name := os.path.basename(place)) in files}
     return found
 
 
@@ -306,12 +315,15 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _inside(folder: Path, names: Iterable[str], files: dict[str, str], source: Path) -> ImageSet:
-    """Make a set of the images that the annotations `source` name, unless a link leads out of the folder."""
+    """Make a set of the images that the annotations `source` name, unless a linked folder leads out of the folder.
+
+    Links to single files are the user's own, as the caches of the Hub and of DVC make them.
+    """
     inside = os.path.join(os.path.realpath(folder), "")
     for name, real in files.items():
         if not real.startswith(inside):
             raise InnerVisionError(_outwards(source, name))
-    return _divide(folder, {name: name for name in names}, files)
+    return _divide(folder, list(names), files)
 
 
 def _outwards(source: Path, name: str) -> str:
@@ -321,14 +333,25 @@ def _outwards(source: Path, name: str) -> str:
     )
 
 
-def _divide(folder: Path, places: dict[str, str], files: dict[str, str]) -> ImageSet:
-    """Make a set of what is there and what is missing of `places` in a folder, by name."""
+def _divide(folder: Path, places: Sequence[str], files: Container[str], names: Sequence[str] | None = None) -> ImageSet:
+    """Make a set of what is there and what is missing of `places` in a folder, by name (by default the place)."""
+    called = {place: table_name(name) for place, name in zip(places, names or places, strict=True)}
+    if len(set(called.values())) < len(called):
+        raise InnerVisionError(f"two files in {folder} have names that differ by what is not UTF-8 alone: rename one")
     return ImageSet(
-        paths=[folder / place for place in places.values() if place in files],
-        names=[name for name, place in places.items() if place in files],
-        missing=[
-            (name, f"{'a link to nowhere' if (folder / place).is_symlink() else 'no such file'}: {folder / place}")
-            for name, place in places.items()
-            if place not in files
-        ],
+        paths=[folder / place for place in places if place in files],
+        names=[called[place] for place in places if place in files],
+        missing=[(called[place], _absence(folder, place)) for place in places if place not in files],
     )
+
+
+def _absence(folder: Path, place: str) -> str:
+    """Say why a place holds no file."""
+    path = folder / place
+    if "://" in place:
+        what = "a URL, to be downloaded first"
+    elif os.path.isdir(path):
+        what = "a folder"
+    else:
+        what = "a link to nowhere" if os.path.islink(path) else "no such file"
+    return table_name(f"{what}: {path}")

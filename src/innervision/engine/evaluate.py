@@ -25,7 +25,7 @@ from innervision.engine.processes import Rank, join_processes
 from innervision.engine.run import RunFolder
 from innervision.engine.scores import ScoreTable
 from innervision.engine.session import Session, memory_errors
-from innervision.errors import InnerVisionError, printable
+from innervision.errors import InnerVisionError
 from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
@@ -33,6 +33,7 @@ from innervision.registry import find
 from innervision.targets.target import Target
 from innervision.tasks.evaluation import Evaluation, Findings
 from innervision.tasks.similarity import Similarity
+from innervision.terminal import tell, tell_left_out
 
 
 def evaluate_similarity(path: str | Path, settings: EvaluateSettings, **options: Any) -> Path:
@@ -119,9 +120,13 @@ def evaluate(
             banks[target.name].check(session.mllm, target)
             session.place(banks[target.name]).eval()
         evaluation.prepare(session.targets)
-        blank = session.predict_blank(banks)
         bad = BadImages(evaluation.images, evaluation.settings.max_bad)
-        plan = _Plan(evaluation, session, banks, blank, table, bad)
+        for note in evaluation.images.notes:
+            tell(note)
+        tell_left_out(bad.reasons)
+        if table.plan["files"] == (run.record().get("images") or {}).get("files"):
+            tell("warning: these are the images that the probes were trained on: score them on others")
+        plan = _Plan(evaluation, session, banks, session.predict_blank(banks), table, bad)
         _loop(plan, rank, progress)
         rank.first(lambda: _finish(plan))
     return table.path
@@ -205,7 +210,7 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
         began, seen = time.perf_counter(), 0
         for number, batch in zip(numbers, loader, strict=True):
             for name in plan.bad.add(batch.bad):
-                tqdm.write(printable(f"left out {name}: {plan.bad.reasons[name]}"))
+                tell(f"left out {name}: {plan.bad.reasons[name]}", from_all=True)
             table.write_part(number, _score(plan, batch), batch.hashes, batch.bad)
             seen += len(batch.names)
             pace = (time.perf_counter() - began) / max(seen * num_layers, 1)

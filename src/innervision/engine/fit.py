@@ -6,32 +6,38 @@ innervision train --mllm llava-hf/llava-1.5-7b-hf --targets depth,seg,gen --imag
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from innervision.checkpoints.identity import absolute
 from innervision.config import VISION, TrainSettings, parse_layers
 from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, load_batches
+from innervision.data.sources import short_hash
 from innervision.engine.descent import Descent
 from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.learner import Learner
 from innervision.engine.log import TrainingLog
-from innervision.engine.run import RunFolder
-from innervision.engine.session import Session, memory_errors
+from innervision.engine.run import FREE_TO_CHANGE, RunFolder
+from innervision.engine.session import BLANK_COLOUR, BLANK_SIZE, Session, memory_errors
 from innervision.engine.solver import Solver
-from innervision.errors import InnerVisionError, printable, require
+from innervision.errors import InnerVisionError, require
 from innervision.files import locked
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
 from innervision.registry import find
 from innervision.targets import parse_targets
 from innervision.targets.target import Target
+from innervision.terminal import tell, tell_left_out
+
+FEW_STEPS = 20
+"""Optimizer steps below which nothing can be concluded from what probes do not find."""
 
 OF_TRAINED_PROBES = ("epochs", "lr", "weight_decay", "warmup", "clip")
 """Settings that exact probes do not have."""
@@ -104,12 +110,16 @@ def _plan(
     run = RunFolder(settings.out)
     run.remove_half_written()
     run.check_free(settings, resume)
-    exact = _is_exact(settings)
+    epochs = 1 if _is_exact(settings) else settings.epochs
     log = TrainingLog(run.log, settings)
     images = find_images(settings.images)
+    if settings.max_images is not None:
+        images = images.sample(settings.max_images, settings.seed)
     bad = BadImages(images, settings.max_bad)
-    for name in bad.look_ahead(images):
-        tqdm.write(printable(f"left out {name}: {bad.reasons[name]}"))
+    bad.look_ahead(images)
+    for note in images.notes:
+        tell(note)
+    tell_left_out(bad.reasons)
     session = Session.load(
         settings,
         "train",
@@ -121,20 +131,21 @@ def _plan(
     mllm = session.mllm
     layers = parse_layers(settings.layers, mllm.num_layers, mllm.has_vision_layer())
     if settings.layers == "all" and layers[0] != VISION:
-        tqdm.write(f"{mllm.name} shows no layer -1 (vision): probing layers 0 to {mllm.num_layers}")
+        tell(f"{mllm.name} shows no layer -1 (vision): probing layers 0 to {mllm.num_layers}")
+    probe = settings.probe
+    if probe.kind == "ridge" and any(target.num_tokens > 1 for target in session.targets) and not _have_places(session):
+        tell(
+            f"the tokens that are read of {mllm.name} stand nowhere in the image: each cell of a target is read from "
+            "their mean, by a map of its own (probe.kind=pooled)"
+        )
+        probe = replace(probe, kind="pooled")
     banks = {
-        target.name: session.place(ProbeBank.for_models(mllm, target, layers, settings.probe, seed=settings.seed))
+        target.name: session.place(ProbeBank.for_models(mllm, target, layers, probe, seed=settings.seed))
         for target in session.targets
     }
-    epochs = 1 if exact else settings.epochs
     steps = [step for epoch in range(epochs) for step in _steps(len(images), epoch, settings)]
-    learner: Learner
-    if exact:
-        learner = Solver(session, banks, layers, images.names)
-        tqdm.write(f"exact probes: their sums take {learner.cost}")
-    else:
-        learner = Descent(session, banks, layers, num_steps=len(steps))
-    record = {
+    learner = _learner(session, banks, layers, images, steps)
+    record: dict[str, Any] = {
         "mllm": {"name": mllm.name, "revision": mllm.revision, "num_layers": mllm.num_layers},
         "experts": {
             target.name: {"kind": target.kind, "name": target.expert, "revision": target.revision}
@@ -145,12 +156,40 @@ def _plan(
         "parameters": {name: bank.num_parameters() for name, bank in banks.items()},
         "setup": session.setup(),
     }
+    fixed = {name: value for name, value in asdict(settings).items() if name not in FREE_TO_CHANGE}
+    learner.run = short_hash([fixed, *(record[key] for key in ("mllm", "experts", "layers", "images"))])
     if resume:
         run.check_same(record)
+        record["notes"] = run.record().get("notes") or []
         if run.state.exists():
             learner.restore(run.state)
         bad.add(list(learner.bad.items()))
+        record["notes"] += _changes(run.settings(), settings, learner.step)
     return _Plan(run, session, learner, images, bad, steps, log, record)
+
+
+def _have_places(session: Session) -> bool:
+    """Tell whether tokens that probes may read in the decoder stand somewhere in the image."""
+    inputs, _ = session.prepare(Image.new("RGB", BLANK_SIZE, BLANK_COLOUR))
+    places = session.place_finder.find(inputs.to(session.mllm.device), [0])[0]
+    visible = inputs.visible(session.settings.tokens).to(places.device)
+    return bool((places.isfinite().all(dim=2) & visible).any())
+
+
+def _learner(
+    session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], images: ImageSet, steps: Sequence[Step]
+) -> Learner:
+    """Give what fits probes of the run's kind, and tell what the user should know of it before it begins."""
+    if _is_exact(session.settings):
+        solver = Solver(session, banks, layers, images.names)
+        tell(f"exact probes: their sums take {solver.cost}")
+        return solver
+    if len(steps) < FEW_STEPS:
+        tell(
+            f"warning: {len(images):,} images in batches of {session.settings.batch_size} make {len(steps)} optimizer "
+            "steps, too few to learn from: lower batch_size or raise epochs"
+        )
+    return Descent(session, banks, layers, num_steps=len(steps))
 
 
 def _is_exact(settings: TrainSettings) -> bool:
@@ -168,6 +207,16 @@ def _is_exact(settings: TrainSettings) -> bool:
             "train probes with probe.kind=resampler"
         )
     return True
+
+
+def _changes(before: TrainSettings, now: TrainSettings, step: int) -> list[str]:
+    """Note, and tell, what changes in a run that is resumed after a step and shows in its result."""
+    if before.micro_batch_size == now.micro_batch_size:
+        return []
+    sizes = f"{now.micro_batch_size} from step {step + 1} on, {before.micro_batch_size} before"
+    note = f"micro_batch_size is {sizes}: the probes differ from those of a run with one size by rounding"
+    tell(note)
+    return [note]
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -224,7 +273,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
                     if batch.bad:
                         run.write_bad_images(plan.bad.reasons)
                 for name in new:
-                    tqdm.write(printable(f"left out {name}: {plan.bad.reasons[name]}"))
+                    tell(f"left out {name}: {plan.bad.reasons[name]}")
                 learner.learn(batch)
             told = learner.finish_step()
             size = sum(map(len, step))

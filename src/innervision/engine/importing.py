@@ -6,6 +6,7 @@ innervision import shi-labs/probe_depth_llava-1.5-pt-ift --out runs/depth
 from pathlib import Path
 from typing import Any
 
+from innervision.checkpoints.loading import check_files, loading
 from innervision.engine.environment import package_versions
 from innervision.engine.run import RunFolder
 from innervision.errors import require
@@ -32,7 +33,9 @@ def import_run(checkpoint: str, out: str | Path, **options: Any) -> RunFolder:
 
 
 def _import(checkpoint: str, run: RunFolder, options: dict[str, Any]) -> RunFolder:
-    found = read_probes(checkpoint, **options)
+    check_files(checkpoint)
+    with loading("probe checkpoint", checkpoint):
+        found = read_probes(checkpoint, **options)
     found.settings.out = str(run.path)
     record = {**found.record, "setup": {"versions": package_versions()}}
     run.write_settings(found.settings, record)

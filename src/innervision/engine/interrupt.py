@@ -9,9 +9,8 @@ from multiprocessing import active_children
 from types import FrameType
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from innervision.errors import InnerVisionError
+from innervision.terminal import tell
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Names of the signals that ask to stop: Ctrl-C, `kill` and schedulers, a terminal that is closed."""
@@ -43,7 +42,7 @@ def stop_signals(when: str) -> Iterator[StopRequest]:
             end_at_once(128 + number)
         stop.asked = True
         with suppress(OSError):  # the terminal may be gone
-            tqdm.write(f"stopping {when} (again to stop at once)")
+            tell(f"stopping {when} (again to stop at once)")
 
     try:
         for name in SIGNALS:

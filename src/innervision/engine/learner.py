@@ -10,7 +10,7 @@ from torch import Tensor
 
 from innervision.data.loader import Batch
 from innervision.engine.session import Session
-from innervision.errors import InnerVisionError, first_line
+from innervision.errors import InnerVisionError, first_line, require
 from innervision.files import atomic_write
 from innervision.probes import ProbeBank
 
@@ -31,6 +31,8 @@ class Learner(ABC):
         """Sum of each target's features over the images seen, (N, C) on the CPU."""
         self.bad: dict[str, str] = {}
         """Images that were left out, and why."""
+        self.run: str | None = None
+        """Tells the run from others; what another has saved is not restored."""
 
     @abstractmethod
     def learn(self, batch: Batch) -> None:
@@ -76,7 +78,14 @@ class Learner(ABC):
 
     def save(self, path: Path) -> None:
         """Write all that `restore` needs, atomically."""
-        state = {"step": self.step, "count": self.count, "totals": self.totals, "bad": self.bad, **self.state()}
+        state = {
+            "run": self.run,
+            "step": self.step,
+            "count": self.count,
+            "totals": self.totals,
+            "bad": self.bad,
+            **self.state(),
+        }
         with atomic_write(path) as temporary:
             try:
                 torch.save(state, temporary)
@@ -91,6 +100,7 @@ class Learner(ABC):
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            require(state["run"] == self.run, "another run has saved it")
             for name in self.banks:
                 self.totals[name].copy_(state["totals"][name])
             self.load_state(state)

@@ -9,6 +9,7 @@ from typing import Any
 from innervision.config import TrainSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
+from innervision.json_files import parse_json
 
 
 class TrainingLog:
@@ -40,7 +41,7 @@ class TrainingLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [line for line in lines if line.endswith("\n") and self._step(line) <= step]
             with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(kept))
         if self.tracker is not None:
@@ -50,6 +51,12 @@ class TrainingLog:
             self.tracker.init_trackers("innervision", config=plain)
         self.file = self.path.open("a")
         return self
+
+    def _step(self, line: str) -> int:
+        content = parse_json(line, f"a line of {self.path}")
+        if not (isinstance(content, dict) and isinstance(step := content.get("step"), int)):
+            raise InnerVisionError(f"a line of {self.path} names no step: delete the file to resume without it")
+        return step
 
     def __enter__(self) -> "TrainingLog":
         return self

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
+from innervision.json_files import parse_json, read_json
 from innervision.tasks.evaluation import Findings, Kept, Label, Scores, to_cpu
 
 SCHEMA = pa.schema(
@@ -99,7 +100,7 @@ class ScoreTable:
         for path in self._tables():
             try:
                 whole = not _facts(path)["arrays"] or len(safe_open(path.with_suffix(".safetensors"), "np").keys()) > 0
-            except (OSError, ValueError, KeyError, SafetensorError):  # pyarrow's errors are among these
+            except (OSError, ValueError, KeyError, SafetensorError, InnerVisionError):  # pyarrow's are among these
                 whole = False
             if not whole:
                 path.unlink()
@@ -221,8 +222,8 @@ class ScoreTable:
 def _read_plan(path: Path) -> dict[str, Any]:
     """Read a JSON object; nothing where it is missing or broken."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = read_json(path)
+    except InnerVisionError:
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -231,7 +232,7 @@ def _facts(table: Path) -> dict[str, Any]:
     """Read what a part, or the whole, says of itself."""
     metadata = pq.read_schema(table).metadata or {}
     return {
-        name.decode(): json.loads(value)
+        name.decode(): parse_json(value, table)
         for name, value in metadata.items()
         if name in (b"images", b"bad", b"arrays", b"plan")
     }

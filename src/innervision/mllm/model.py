@@ -19,16 +19,18 @@ from transformers import (
     ProcessorMixin,
 )
 
-from innervision.checkpoints.checkpoint import silent_transformers
 from innervision.checkpoints.identity import hub_commit, identify, locate, processor_name
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
+from innervision.checkpoints.loading import check_files, check_finite, check_layers, loading
 from innervision.config import VISION
-from innervision.errors import InnerVisionError, first_line, require
+from innervision.errors import InnerVisionError, few, require
 from innervision.mllm.architecture import Decoder, find_decoder
 from innervision.mllm.inputs import InputBuilder, Inputs, Tokens
+from innervision.mllm.template import SHORT_PROMPT, check_template
 from innervision.mllm.vision import VisionStage, find_vision_stage
 from innervision.mllm.walk import Visitor, Walk
 from innervision.seeds import fixed_seed
+from innervision.terminal import tell
 
 SAMPLE_PROMPT = "Describe the image."
 """Stands beside the images that show what a model is like."""
@@ -61,6 +63,7 @@ class MLLM:
         self.builder = InputBuilder(processor, model.config, frozenset(inspect.signature(model.forward).parameters))
         self.decoder: Decoder = find_decoder(model)
         self.num_layers = len(self.decoder.layers)
+        require(self.num_layers > 0, f"{self.name} has no decoder layers: there is nothing to probe")
 
     @classmethod
     def load(
@@ -103,8 +106,10 @@ class MLLM:
             raise InnerVisionError("random_weights cannot be combined with quantization")
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         folder = locate(name)
-        try:
+        check_files(folder)
+        with loading("MLLM", name):
             content, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
+            check_layers(content, name)
             source["revision"] = hub_commit(folder, revision)
             processor: Any
             foreign = read_foreign_mllm(folder, content, source["revision"], template)
@@ -118,6 +123,7 @@ class MLLM:
                 processor = AutoProcessor.from_pretrained(folder, **source)
                 if isinstance(processor, PreTrainedTokenizerBase):
                     raise ValueError("it has no processor that takes images, only a tokenizer")
+                check_template(processor, name)
             if random_weights == "all":
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
@@ -129,14 +135,16 @@ class MLLM:
                 model.to(device)
             else:
                 model = _load_weights(folder, dtype, device, quantization, source, foreign)
+                check_finite(model, name)
                 if foreign is not None:
                     foreign.embed(model)
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
-            raise InnerVisionError(f"cannot load the MLLM {name!r}: {first_line(error)}") from error
         name, revision = identify(name, source["revision"])
         if random_weights != "none":
             revision = f"{revision or ''} random {random_weights}, seed {seed}".lstrip()
         mllm = cls(model, processor, name=name, revision=revision)
+        with loading("MLLM", name):  # what fails for every image fails here
+            sample = mllm.prepare([Image.new("RGB", (224, 224), (120, 120, 120))], SHORT_PROMPT)
+            mllm.visit(sample, lambda *_: None, [0])
         if random_weights == "llm":
             mllm.randomize_decoder(seed)
         return mllm
@@ -290,15 +298,9 @@ def _load_weights(
             load_in_8bit=quantization == "8bit",
             bnb_4bit_compute_dtype=dtype,
         )
-    with silent_transformers():  # its report lists what is not used; what is missing or unknown is told below
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name,
-            dtype=dtype,
-            device_map={"": device},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        name, dtype=dtype, device_map={"": device}, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
     model, info = loaded
     if misshapen := sorted(info["mismatched_keys"]):
         key, shape, needed = misshapen[0]
@@ -312,6 +314,11 @@ def _load_weights(
     missing = [key for key in missing if id(parameters.get(key)) not in unused]
     if missing:
         raise ValueError(f"the checkpoint lacks {len(missing)} weights, among them {missing[0]}")
+    if foreign is None and (unused_keys := info["unexpected_keys"]):
+        tell(
+            f"warning: {name} holds {len(unused_keys)} weights that a {type(model).__name__} does not use "
+            f"({few(unused_keys)}): see that its config.json belongs to it"
+        )
     return model
 
 

@@ -56,7 +56,7 @@ class Tokenizer:
         Raises:
             InnerVisionError: it needs a package that is not installed.
         """
-        source: dict[str, Any] = {"revision": revision}
+        source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
         if not find_file(name, "tokenizer.model", revision):
             backend: Any = AutoTokenizer.from_pretrained(name, config=config, **source)
             first = backend("a").input_ids[:1]

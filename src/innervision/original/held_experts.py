@@ -16,10 +16,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from innervision.checkpoints.checkpoint import MIRRORS, silent_transformers
+from innervision.checkpoints.checkpoint import MIRRORS
 from innervision.checkpoints.layout import ForeignExpert
-from innervision.checkpoints.shards import Shards, few
-from innervision.errors import InnerVisionError
+from innervision.checkpoints.loading import check_finite, silent_transformers
+from innervision.checkpoints.shards import Shards
+from innervision.errors import InnerVisionError, few
 from innervision.original import clip_encoder, depth_anything, oneformer
 
 Weights = dict[str, Tensor]
@@ -145,4 +146,5 @@ def _load(held: Held, expert: str, shards: Shards, prefix: str) -> tuple[PreTrai
     for fault, names in faults.items():
         if names:
             raise InnerVisionError(f"{expert} does not hold {held.title}: it {fault} {few(names)}")
+    check_finite(model, expert)
     return model, held.processor(config)

@@ -12,17 +12,19 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from innervision.checkpoints.identity import hub_commit, identify
-from innervision.checkpoints.shards import Shards, few
+from innervision.checkpoints.loading import check_layers
+from innervision.checkpoints.shards import Shards
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import find_images
 from innervision.data.loader import BadImages, Batches, load_batches
-from innervision.errors import InnerVisionError, first_line, printable, require
+from innervision.errors import InnerVisionError, few, first_line, require
 from innervision.original.experts import follow_paper
 from innervision.original.held_experts import HELD, find_beside, holds
 from innervision.original.layout import UNUSED_KEYS
 from innervision.probes.bank import BankInfo, ProbeBank
 from innervision.targets import load_targets, parse_target
 from innervision.targets.target import Target
+from innervision.terminal import tell
 
 MLLM_KEYS = re.compile(r"model\.(embed_tokens|norm|layers|vision_tower|mm_projector)\.|lm_head\.")
 """Tensors of the MLLM, which a probe checkpoint holds as a whole."""
@@ -146,7 +148,9 @@ def read_bank(info: BankInfo, settings: ProbeSettings, shards: Shards, probes: d
         if tensors[key].shape != expected[place]
     ]
     require(not misshapen, f"{shards.name} holds {len(misshapen)} tensors of another shape: {few(misshapen)}")
-    endless = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    other = [key for key, tensor in tensors.items() if not tensor.is_floating_point()]
+    require(not other, f"{shards.name} holds {len(other)} tensors that are not of floating point: {few(other)}")
+    endless = [key for key, tensor in tensors.items() if not tensor.float().isfinite().all()]
     require(not endless, f"{shards.name} holds {len(endless)} tensors that are not finite: {few(endless)}")
     state = {f"probes.{number + 1}.{name}": tensors.pop(key).float() for (number, name), key in probes.items()}
     state["mean"] = torch.full(bank.mean.shape, float("nan"))
@@ -172,7 +176,7 @@ def mean_feature(target: Target, images: str, progress: bool) -> Tensor:
     with load_batches(batches, range(len(batches))) as loader:
         for batch in tqdm(loader, total=len(batches), unit="batch", disable=not progress, dynamic_ncols=True):
             for name in bad.add(batch.bad):
-                tqdm.write(printable(f"left out {name}: {bad.reasons[name]}"))
+                tell(f"left out {name}: {bad.reasons[name]}")
             if batch.names:
                 total += target.encode(batch.pixels[target.name]).cpu().double().sum(dim=0)
                 count += len(batch.names)
@@ -198,6 +202,7 @@ def _read_config(checkpoint: str, revision: str | None) -> dict[str, Any]:
         config, _ = PreTrainedConfig.get_config_dict(checkpoint, revision=revision)
     except OSError as error:
         raise InnerVisionError(f"cannot read {checkpoint}: {first_line(error)}") from error
+    check_layers(config, checkpoint)
     mode = config.get("probe_mode")
     require(
         mode in HELD,
@@ -231,6 +236,8 @@ def _head_settings(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
     needed = ("depth", "dim_head", "num_heads", "num_tokens", "output_dim", "ff_mult")
     lacking = [name for name in needed if name not in settings]
     require(not lacking, f"the config.json of {checkpoint} lacks {', '.join(lacking)} in {key}")
+    words = [name for name in needed if not isinstance(settings[name], int | float)]
+    require(not words, f"the config.json of {checkpoint} has no number for {', '.join(words)} in {key}")
     return settings
 
 

@@ -28,9 +28,10 @@ from transformers.utils import is_timm_available
 
 from innervision.checkpoints.layout import ForeignExpert, ForeignMLLM, Layout
 from innervision.checkpoints.shards import Shards
-from innervision.errors import InnerVisionError
+from innervision.errors import InnerVisionError, few
 from innervision.original.conversation import IMAGE_TOKEN, OriginalProcessor, Tokenizer, default_template
 from innervision.original.held_experts import find_beside, read_held_expert
+from innervision.terminal import tell
 
 UNUSED_KEYS = re.compile(
     r"image_(depth|seg|gen)_heads\.|dav2_backbone\.|da_v2_head\.|oneformer\.|gen_encoder\.|(depth|seg|gen)_logit_scale$"
@@ -139,9 +140,12 @@ class Original(ForeignMLLM):
                 f"the checkpoint holds {len(unknown)} unknown tensors, among them {', '.join(unknown[:3])}"
             )
         if self.tower is not None:
+            tell(f"the checkpoint names its vision tower: {self.tower}")
             tower = model.get_encoder("image")
-            loaded = CLIPVisionModel.from_pretrained(self.tower, dtype=model.dtype)
-            tower.load_state_dict(loaded.state_dict())
+            loaded: Any = CLIPVisionModel.from_pretrained(self.tower, dtype=model.dtype, output_loading_info=True)
+            if lacking := loaded[1]["missing_keys"]:
+                raise ValueError(f"the vision tower {self.tower} lacks {len(lacking)} weights, as {few(lacking)}")
+            tower.load_state_dict(loaded[0].state_dict())
             missing = [key for key in missing if not key.startswith("model.vision_tower.")]
         return list(missing)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from innervision.config import VISION, ProbeSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
+from innervision.json_files import parse_json
 from innervision.registry import find
 from innervision.seeds import fixed_seed
 
@@ -272,7 +273,9 @@ class ProbeBank(nn.Module):
                 with torch.device("meta") if ours else nullcontext():
                     bank = cls(info, settings)
                 bank.load_state_dict({key: file.get_tensor(key).float() for key in bank.state_dict()}, assign=True)
-        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, SafetensorError) as error:
+        except InnerVisionError:
+            raise
+        except Exception as error:  # foreign numbers can make PyTorch raise anything
             reason = " ".join(str(error).split())[:300]
             raise InnerVisionError(f"{path} does not hold the probes that its metadata names: {reason}") from error
         bank.check_finite()
@@ -299,7 +302,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["innervision"])
+            metadata = parse_json((file.metadata() or {})["innervision"], path, unique=True)
     except FileNotFoundError:
         raise InnerVisionError(f"there is no probe file {path}") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:

@@ -1,6 +1,5 @@
 """What a report reads of a run: its settings, a table of scores, and what is written beside the table."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
+from innervision.json_files import read_json
 from innervision.metrics.registry import Metric
 
 COLUMNS = ["image", "target", "layer", "source", "metric", "protocol", "value"]
@@ -85,7 +85,9 @@ def read_facts(run: str | Path, evaluation: str) -> Facts:
     if not path.exists():
         return Facts()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise TypeError("it is no JSON object")
         parts = {name: content.get(name) or {} for name in ("plan", "images", "metrics", "setup")}
         for name, part in parts.items():
             if not isinstance(part, dict):

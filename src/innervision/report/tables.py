@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from innervision.errors import printable
 from innervision.files import atomic_write
 from innervision.metrics.interval import FEWEST
 from innervision.metrics.registry import METRICS, Metric, find_metric
@@ -98,8 +99,10 @@ def write_summary(summary: pd.DataFrame, path: str | Path) -> None:
     Raises:
         InnerVisionError: the file cannot be written.
     """
+    texts = ["target", "source", "metric", "protocol", "group"]
+    shown = summary.assign(**{name: summary[name].astype(object).map(printable, na_action="ignore") for name in texts})
     with atomic_write(Path(path)) as temporary:
-        summary.to_csv(temporary, index=False)
+        shown.to_csv(temporary, index=False)
 
 
 def holds(rows: pd.DataFrame) -> pd.Series:

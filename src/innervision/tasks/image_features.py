@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from innervision.checkpoints.checkpoint import Checkpoint
-from innervision.errors import InnerVisionError, first_line
+from innervision.checkpoints.loading import check_finite, reason
+from innervision.errors import InnerVisionError
 from innervision.original.inception import SQUASH
 from innervision.targets import load_targets, parse_target
 from innervision.targets.backbone import BackboneTarget
@@ -85,8 +86,9 @@ class InceptionTarget(Target):
         except Exception as error:  # a foreign file can make its reader raise anything
             what = "download the weights of Inception" if file is None else f"read {file} as weights of Inception"
             raise InnerVisionError(
-                f"cannot {what}: {first_line(error)}\nName a file of them with inception=PATH, or another model."
+                f"cannot {what}: {reason(error)}\nName a file of them with inception=PATH, or another model."
             ) from error
+        check_finite(network, checkpoint.expert)
         # a squasher has of a preparer what this target asks for
         return Parts(network, {}, replace(SQUASH, side=size or SQUASH.side))  # type: ignore[arg-type]
 

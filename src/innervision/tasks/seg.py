@@ -42,6 +42,7 @@ class Seg(Task):
         self.settings = settings
         benchmark = read_panoptic(settings.data, scored_split(settings.data))
         self.images, self.maps, self.categories = benchmark.images, benchmark.maps, benchmark.categories
+        self.paths = dict(zip(self.images.names, self.images.paths, strict=True))
         self.annotations = benchmark.fingerprint()
         self.classes: dict[str, list[int]] = {}
         """By target, of each category the expert's class."""
@@ -76,7 +77,7 @@ class Seg(Task):
 
     def truth(self, name: str, image: Image) -> NDArray[np.uint8]:
         """Read the label map (H, W). See `Task.truth`."""
-        return self.maps[name].labels()
+        return self.maps[name].labels_of(self.paths[name])
 
     def score(self, outputs: Maps, truths: Sequence[NDArray[np.uint8]], target: Target) -> list[Scores]:
         """Score maps (M, K, h, w), or M maps (K, h, w). See `Task.score`."""

@@ -1,0 +1,68 @@
+"""What a command meets beside its files: encodings, pipes, notebooks, processes without a network."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from innervision.checkpoints import hub
+from innervision.checkpoints.hub import cached_without_network
+from innervision.cli import main
+
+
+def innervision(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "innervision", *words]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "latin-1", "ascii"])
+def test_help_is_shown_in_any_encoding(encoding: str) -> None:
+    done = innervision("train", "--help", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert b"--mllm" in done.stdout
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
+    command = f"{sys.executable} -m innervision train --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120)
+    assert done.stderr == b""
+
+
+def test_the_drawing_of_a_notebook_is_not_inherited(tmp_path: Path) -> None:
+    done = innervision("plot", str(tmp_path / "gone"), "--out", "a.png", MPLBACKEND="module://no_such.backend")
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"does not exist" in done.stderr
+
+
+def test_without_a_network_the_cache_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        hub._reachable.cache_clear()
+        with cached_without_network("org/model"):  # nobody listens there
+            assert constants.HF_HUB_OFFLINE
+        assert not constants.HF_HUB_OFFLINE
+        server.listen()
+        hub._reachable.cache_clear()
+        with cached_without_network("org/model"):
+            assert not constants.HF_HUB_OFFLINE
+    hub._reachable.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["./gone", "../gone/model", "/gone", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes((Path(__file__).parents[1] / "docs/images/demo-curves.png").read_bytes())
+    assert main(["train", "--mllm", name, "--images", "a.png", "--out", "run", "--targets", "gen"]) == 1
+    assert f"there is no file or folder {name}" in capsys.readouterr().err
