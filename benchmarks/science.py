@@ -1,16 +1,16 @@
-"""Do probes tell an MLLM that has learnt to see from one that has not? The world's MLLMs, over several seeds.
+"""What exact and trained probes find in the same layers: the world's MLLMs, over several seeds.
 
 python -m benchmarks.science --out runs/science
 
-Trains probes of the same scenes on four stages of one model (`STAGES`), with and without positions, for every seed,
-and scores them on held-out scenes. Writes OUT/science.csv, OUT/comparisons.csv and OUT/science.png, and prints the
+Fits probes of several kinds (`PROBES`) over the same scenes to four stages of one model (`STAGES`), for every seed, and
+scores them on held-out scenes. Writes OUT/science.csv, OUT/comparisons.csv and OUT/science.png, and prints the
 comparisons. It can be stopped; another call resumes it.
 """
 
 import argparse
 import itertools
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,7 +43,15 @@ STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {
     "all random": ("world/tuned", "all"),
 }
 """Name -> model, and what of it gets fresh weights (a seed of its own for each run's seed)."""
-PROBES = {"plain": ProbeSettings(), "positions": ProbeSettings(positions=True)}
+RESAMPLER = ProbeSettings(kind="resampler", positions=True)
+PROBES: dict[str, dict[str, Any]] = {
+    "ridge": {},
+    "resampler": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3},
+    "resampler, longer": {"probe": RESAMPLER, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
+}
+"""Kind of probe -> its settings."""
+OF_ONE_STAGE = {"resampler, longer": "tuned"}
+"""Kinds that are fitted to one stage alone."""
 TASKS = {"depth": "da2k", "seg": "annotations/panoptic_val2017.json"}
 """Target with a task -> its benchmark in the folder of scenes."""
 METRICS = {
@@ -67,37 +75,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=512, help="scenes for the probes")
     parser.add_argument("--val", type=int, default=64, help="held-out scenes")
-    parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
 
     scenes = options.out / "scenes"
     write_scenes(scenes, options.train, options.val)
-    experts = options.targets.split(",")
+    targets = load_targets(options.targets.split(","), device="cpu", head=True)
     runs: Runs = {}
-    with tqdm(total=len(experts) * options.seeds * len(STAGES) * len(PROBES), unit="run") as bar:
-        for expert in experts:
-            targets = load_targets([expert], device="cpu", head=True)
-            for seed, stage in itertools.product(range(options.seeds), STAGES):
-                model, fresh = STAGES[stage]
-                mllm = MLLM.load(model, random_weights=fresh, seed=seed, device="cpu")
-                for name, probe in PROBES.items():
-                    settings = TrainSettings(
-                        mllm=model,
-                        random_weights=fresh,
-                        targets=expert,
-                        layers=options.layers,
-                        images=str(scenes / "train2017"),
-                        out=str(options.out / f"{targets[0].name}-{stage.replace(' ', '-')}-{name}-{seed}"),
-                        probe=probe,
-                        epochs=options.epochs,
-                        batch_size=8,
-                        lr=3e-3,
-                        seed=seed,
-                        device="cpu",
-                        workers=0,
-                    )
-                    runs.setdefault((name, stage, seed), []).extend(train_and_score(settings, mllm, targets, scenes))
-                    bar.update()
+    for seed, stage in tqdm([*itertools.product(range(options.seeds), STAGES)], unit="model"):
+        model, fresh = STAGES[stage]
+        mllm = MLLM.load(model, random_weights=fresh, seed=seed, device="cpu")
+        for name, how in PROBES.items():
+            if OF_ONE_STAGE.get(name, stage) != stage:
+                continue
+            settings = TrainSettings(
+                mllm=model,
+                random_weights=fresh,
+                targets=options.targets,
+                layers=options.layers,
+                images=str(scenes / "train2017"),
+                out=str(options.out / f"{stage}-{name}-{seed}".replace(", ", "-").replace(" ", "-")),
+                batch_size=8,
+                seed=seed,
+                device="cpu",
+                workers=0,
+                **how,
+            )
+            runs[name, stage, seed] = train_and_score(settings, mllm, targets, scenes)
     scores = summarize(runs)
     scores.to_csv(options.out / "science.csv", index=False)
     found = compare(runs)
@@ -108,13 +111,13 @@ def main() -> None:
 
 
 def train_and_score(settings: TrainSettings, mllm: MLLM, targets: list[Target], scenes: Path) -> list[pd.DataFrame]:
-    """Give a run's score tables, of `METRICS` and `SOURCES` alone: of the similarity, and of the target's task."""
+    """Give a run's score tables, of `METRICS` and `SOURCES` alone: of the similarity, and of the targets' tasks."""
     run = RunFolder(settings.out)
     fit(settings, resume=run.yaml.exists(), mllm=mllm, targets=targets, progress=False)
     images = EvaluateSettings(images=str(scenes / "val2017"), device="cpu", workers=0)
     evaluate_similarity(run.path, images, mllm=mllm, targets=targets, progress=False)
     evaluations = ["similarity"]
-    if (task := targets[0].name) in TASKS:
+    for task in TASKS:
         data = TaskSettings(data=str(scenes / TASKS[task]), device="cpu", workers=0)
         evaluate_task(run.path, task, data, mllm=mllm, targets=targets, progress=False)
         evaluations.append(task)
@@ -137,27 +140,36 @@ def summarize(runs: Runs) -> pd.DataFrame:
 
 
 def compare(runs: Runs) -> pd.DataFrame:
-    """Compare each stage with the one below it: one row per probe, target, metric, layer and comparison.
+    """Compare each stage with the one below it, and the ridge with trained probes of the same stage.
 
-    Within a seed both are scored on the same images, so the interval (95%) is that of their paired difference. `low`
-    and `high` are the outermost ends over the seeds; `above` and `below` count the seeds whose interval lies wholly on
-    that side of 0. The last stage is compared with the mean feature. The layer is a number, or "decoder", the average
-    of those from 1 up.
+    One row per probe, target, metric, layer and comparison. `probe` is the kind of probe of which stages are compared,
+    or the stage of which probes are compared. Within a seed both are scored on the same images, so the interval (95%)
+    is that of their paired difference. `low` and `high` are the outermost ends over the seeds; `above` and `below`
+    count the seeds whose interval lies wholly on that side of 0. The last stage is compared with the mean feature. The
+    layer is a number, or "decoder", the average of those from 1 up.
     """
     below = dict(itertools.pairwise([*STAGES, "mean"]))
-    parts = []
+    compared = []
     for (probe, stage, seed), tables in runs.items():
-        others = runs.get((probe, below[stage], seed)) or [_mean_in_every_layer(table) for table in tables]
+        if probe not in OF_ONE_STAGE:
+            others = runs.get((probe, below[stage], seed)) or [_mean_in_every_layer(table) for table in tables]
+            compared.append((f"{stage} - {below[stage]}", probe, seed, tables, others))
+        if probe != "ridge":
+            compared.append((f"ridge - {probe}", stage, seed, runs["ridge", stage, seed], tables))
+    parts = []
+    for comparison, probe, seed, tables, others in compared:
         for pair in zip(tables, others, strict=True):
             one, other = (
-                {series.rows["metric"].iloc[0]: series for series in jackknife(table[table["source"] == "probe"])}
+                {
+                    (series.rows["target"].iloc[0], series.rows["metric"].iloc[0]): series
+                    for series in jackknife(table[table["source"] == "probe"])
+                }
                 for table in pair
             )
-            for metric, series in one.items():
-                found = difference(series, other[metric], share=find_metric(metric).share)
-                parts.append(found[found["group"].isna()].assign(probe=probe, stage=stage, seed=seed))
+            for (target, metric), series in one.items():
+                found = difference(series, other[target, metric], share=find_metric(metric).share)
+                parts.append(found[found["group"].isna()].assign(probe=probe, comparison=comparison, seed=seed))
     found = pd.concat(parts, ignore_index=True).astype({"layer": object}).fillna({"layer": "decoder"})
-    found["comparison"] = found["stage"].map(lambda stage: f"{stage} - {below[stage]}")
     found = found.assign(difference=found["mean"], above=found["low"] > 0, below=found["high"] < 0, seeds=1)
     keys = ["probe", "target", "metric", "layer", "comparison"]
     ways = {"difference": "mean", "low": "min", "high": "max", "above": "sum", "below": "sum", "seeds": "sum"}
@@ -174,7 +186,8 @@ def draw(scores: pd.DataFrame) -> Figure:
     """Draw scores by layer: a column for each target and metric, a row for each kind of probe; bands span the seeds."""
     drawn = scores[scores["metric"] != "explained_variance"]
     columns = list(drawn[["target", "metric"]].drop_duplicates().itertuples(index=False, name=None))
-    size = 3.2 * len(columns), 6
+    layers = sorted(scores["layer"].dropna().unique())
+    size = 3.2 * len(columns), 3 * len(PROBES)
     figure, axes = plt.subplots(len(PROBES), len(columns), figsize=size, sharex=True, sharey="col", squeeze=False)
     for (row, probe), (column, (target, metric)) in itertools.product(enumerate(PROBES), enumerate(columns)):
         axis = axes[row, column]
@@ -182,6 +195,8 @@ def draw(scores: pd.DataFrame) -> Figure:
         for stage, source in itertools.product(STAGES, ("probe", "shuffled")):
             line = here[(here["stage"] == stage) & (here["source"] == source)].dropna(subset=["layer"])
             seeds = line.pivot_table(index="layer", columns="seed", values="score")
+            if seeds.empty:  # a kind of one stage
+                continue
             places, values = np.arange(len(seeds)), seeds.to_numpy()
             style = {"label": stage} if source == "probe" else {"ls": ":"}
             axis.plot(places, values.mean(axis=1), color=COLOURS[stage], **style)
@@ -190,7 +205,7 @@ def draw(scores: pd.DataFrame) -> Figure:
         for source, style in {"mean": "--", "expert": "-."}.items():
             if len(floor := here[here["source"] == source]):
                 axis.axhline(floor["score"].mean(), color="black", lw=0.8, ls=style, label=source)
-        axis.set_xticks(places, ["vision" if layer == -1 else str(layer) for layer in seeds.index])
+        axis.set_xticks(np.arange(len(layers)), ["vision" if layer == -1 else str(layer) for layer in layers])
         axis.set_title(f"{target}: {METRICS[metric]}" if row == 0 else "")
         axis.set_ylabel(f"{probe} probe" if column == 0 else "")
         axis.set_xlabel("layer" if row == len(PROBES) - 1 else "")

@@ -230,7 +230,7 @@ def plot(call: Plot) -> None:
     metrics = [name.strip() for name in call.metrics.split(",")] if call.metrics else None
     if metrics and "images" in metrics:
         require(metrics == ["images"], "images is a figure of its own: ask for it alone")
-        paths = write_figure(sample_size_figure(call.runs), Path(call.out))
+        paths = write_figure(sample_size_figure(call.runs), call.out)
     else:
         paths = plot_curves(call.runs, call.out, metrics)
     for path in paths:

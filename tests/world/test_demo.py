@@ -19,7 +19,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DRAW, "steps", 1)
-        demonstrate(out, train=8, val=2, epochs=1, progress=False)
+        demonstrate(out, train=8, val=2, progress=False)
         yield out
 
 
@@ -56,7 +56,7 @@ def test_finished_work_is_left_alone(
     monkeypatch.setattr("innervision.world.demo.plot_curves", lambda runs, out: [out, out.with_suffix(".pdf")])
     monkeypatch.setattr("innervision.world.demo.draw_scene", lambda runs, targets, scenes, out, index: out)
     before = files_of(demo)
-    demonstrate(demo, train=8, val=2, epochs=1, progress=False)
+    demonstrate(demo, train=8, val=2, progress=False)
     printed = capsys.readouterr().out
     for name in RUNS:
         for evaluation in EVALUATIONS:

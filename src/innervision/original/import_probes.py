@@ -86,7 +86,11 @@ def read_probes(
         targets=f"{mode}={_absolute(expert) if expert else own_expert(checkpoint, config, shards)}",
         layers="decoder",
         probe=ProbeSettings(
-            depth=shape["depth"], heads=shape["num_heads"], dim_head=shape["dim_head"], ff_mult=shape["ff_mult"]
+            kind="resampler",
+            depth=shape["depth"],
+            heads=shape["num_heads"],
+            dim_head=shape["dim_head"],
+            ff_mult=shape["ff_mult"],
         ),
         revision=revision,
         template=template,

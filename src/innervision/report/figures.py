@@ -76,15 +76,16 @@ def plot_curves(
     Raises:
         InnerVisionError: as `curves_figure`, or a file cannot be written.
     """
-    return write_figure(curves_figure(runs, metric, labels), Path(out))
+    return write_figure(curves_figure(runs, metric, labels), out)
 
 
-def write_figure(figure: Figure, out: Path) -> list[Path]:
+def write_figure(figure: Figure, out: str | Path) -> list[Path]:
     """Write a figure as PNG (300 dpi) and PDF, and give their paths.
 
     Raises:
         InnerVisionError: a file cannot be written.
     """
+    out = Path(out)
     if out.is_dir():
         raise InnerVisionError(f"{out} is a folder. Name the figure to write, as in {out / 'curves.png'}")
     stem = out.stem if out.suffix[1:].lower() in figure.canvas.get_supported_filetypes() else out.name
@@ -254,13 +255,13 @@ def _axis_label(metric: Metric, curves: Sequence[Curve], target: str, key: str) 
     return f"{_plain(metric.axis or metric.name)}\n({rule}{'higher' if metric.higher_is_better else 'lower'} is better)"
 
 
-def name_runs(paths: Sequence[Path], labels: Sequence[str] | None = None) -> Sequence[str]:
+def name_runs(runs: Sequence[str | Path], labels: Sequence[str] | None = None) -> Sequence[str]:
     """Name each run by its MLLM, by its folder too where that is not enough, and else by its whole path."""
     if labels is not None:
-        if len(labels) != len(paths):
-            raise InnerVisionError(f"{len(labels)} labels for {len(paths)} runs. Give one label per run, or none.")
+        if len(labels) != len(runs):
+            raise InnerVisionError(f"{len(labels)} labels for {len(runs)} runs. Give one label per run, or none.")
         return labels
-    names = [[name := _mllm(path), f"{name} ({path.resolve().name})", f"{name} ({path})"] for path in paths]
+    names = [[name := _mllm(path), f"{name} ({path.resolve().name})", f"{name} ({path})"] for path in map(Path, runs)]
     count = Counter(chain.from_iterable(names))
     return [next((name for name in own if count[name] == 1), own[-1]) for own in names]
 

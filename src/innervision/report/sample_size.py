@@ -51,7 +51,7 @@ def sample_size_figure(runs: Sequence[str | Path], labels: Sequence[str] | None 
         InnerVisionError: a run has no exact probes, or there are not as many labels as runs.
     """
     tables = [read_sample_sizes(run) for run in runs]
-    names = name_runs([Path(run) for run in runs], labels)
+    names = name_runs(runs, labels)
     targets = list(dict.fromkeys(target for table in tables for target in table["target"]))
     layers = pd.concat(tables)["layer"]
     depths = Normalize(layers.min(), max(layers.max(), layers.min() + 1))

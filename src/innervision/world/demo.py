@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from innervision.config import DrawSettings, EvaluateSettings, GenSettings, ProbeSettings, TaskSettings, TrainSettings
+from innervision.config import DrawSettings, EvaluateSettings, GenSettings, TaskSettings, TrainSettings
 from innervision.data import read_image
 from innervision.engine.decode import decode_layers
 from innervision.engine.evaluate import evaluate_similarity, evaluate_task
@@ -46,16 +46,16 @@ def run_demo(out: Path) -> None:
     Raises:
         InnerVisionError: the folder holds something else, or the disk is full.
     """
-    demonstrate(out, train=384, val=56, epochs=4)
+    demonstrate(out, train=800, val=56)
 
 
-def demonstrate(out: Path, train: int, val: int, epochs: int, *, progress: bool = True) -> list[Path]:
+def demonstrate(out: Path, train: int, val: int, *, progress: bool = True) -> list[Path]:
     """Run the demo on `train` and `val` scenes, and give the paths of its figures. See `run_demo`."""
     print(
         """\
 Tiny models that were trained on synthetic scenes: world/tuned has learnt to describe them, world/untrained is a random
-language model behind the same vision tower. Probes on every layer predict what three vision experts see. They are told
-each token's place (probe.positions), which the paper's probe is not.
+language model behind the same vision tower. On every layer, exact probes predict what three vision experts see: linear
+maps from the states at the place of what is predicted, solved in one pass over the scenes.
 """,
         flush=True,
     )
@@ -78,10 +78,6 @@ each token's place (probe.positions), which the paper's probe is not.
             targets=TARGETS,
             images=str(scenes / "train2017"),
             out=str(run),
-            probe=ProbeSettings(positions=True),
-            epochs=epochs,
-            batch_size=8,
-            lr=3e-3,
             **here,
         )
         fit(settings, resume=RunFolder(run).yaml.exists(), **models)
