@@ -9,7 +9,7 @@ from torch import Tensor
 
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data.loader import Batch
-from innervision.engine.learner import Learner
+from innervision.engine.descent import Descent
 from innervision.engine.session import Session
 from innervision.mllm import MLLM, Inputs
 from innervision.probes import ProbeBank
@@ -72,7 +72,7 @@ class Bench:
     """The depth expert with its head; `targets` has its backbone."""
     banks: dict[str, ProbeBank]
     layers: list[int]
-    learner: Learner
+    learner: Descent
     batch: Batch
 
 
@@ -106,14 +106,14 @@ def build(size: Size, device: torch.device, every: int = 1) -> Bench:
             preparer = Preparer(processor, side // size.side_shrink, side // size.side_shrink)
             targets.append(kind(module, preparer))
         layers = list(range(every, size.num_layers + 1, every))
-        probe = ProbeSettings(heads=size.heads(4))
+        probe = ProbeSettings(kind="resampler", heads=size.heads(4))
         banks = {target.name: ProbeBank.for_models(mllm, target, layers, probe) for target in targets}
         pixels = {
             target.name: torch.randn(size.batch, 3, target.preparer.height, target.preparer.width) for target in targets
         }
         batch = Batch([str(i) for i in range(size.batch)], make_inputs(mllm, size), pixels, bad=[])
-    session = Session(TrainSettings(mllm="", images="", out=""), mllm, targets, "train")
-    learner = Learner(session, banks, layers, num_steps=10_000)
+    session = Session(TrainSettings(mllm="", images="", out="", probe=probe), mllm, targets, "train")
+    learner = Descent(session, banks, layers, num_steps=10_000)
     return Bench(mllm, targets, depth_model, banks, layers, learner, batch)
 
 

@@ -9,7 +9,7 @@ from benchmarks.models import Bench
 
 
 class PlainLearner:
-    """Trains the probes of a bench, one target after the other, with the same losses as `Learner`.
+    """Trains the probes of a bench, one target after the other, with the same losses as `Descent`.
 
     For every target the MLLM runs once, with logits and all hidden states; the expert sees image by image; the
     graphs of all layers, with the attention matrices, live until a single backward at the end. Every depth

@@ -91,7 +91,7 @@ def check_same(bench: Bench, plain: PlainLearner) -> None:
     bench.learner.optimizer.zero_grad(set_to_none=True)
     bench.learner.learn(bench.batch)
     gradients = {name: gradient(probe) / len(bench.batch.names) for name, probe in probes.items()}
-    losses = bench.learner.finish_step()
+    losses = bench.learner.finish_step()["loss"]
     for name, by_layer in expected.items():
         for layer, loss in by_layer.items():
             value = float(loss.detach())

@@ -11,8 +11,9 @@ from tiny_experts import save_tiny_backbone, save_tiny_gen
 from tiny_mllms import save_tiny
 
 
+@pytest.mark.parametrize("options", [[], ["--probe.kind", "resampler", "--epochs", "1"]], ids=["exact", "trained"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-def test_train_evaluate_and_plot_on_coco(family: str, shared: Path, tmp_path: Path) -> None:
+def test_train_evaluate_and_plot_on_coco(family: str, options: list[str], shared: Path, tmp_path: Path) -> None:
     coco = shared / "coco-sample"
     save_tiny(family, tmp_path / family)
     save_tiny_gen(tmp_path / "gen")
@@ -21,7 +22,7 @@ def test_train_evaluate_and_plot_on_coco(family: str, shared: Path, tmp_path: Pa
     targets = f"gen={tmp_path / 'gen'},backbone={tmp_path / 'backbone'}"
     images = coco / "annotations/captions_train2017.json"
     words = ["--mllm", str(tmp_path / family), "--targets", targets, "--images", str(images), "--out", str(run)]
-    assert main(["train", *words, "--epochs", "1", "--batch-size", "10", "--device", "cpu"]) == 0
+    assert main(["train", *words, *options, "--batch-size", "10", "--device", "cpu"]) == 0
     assert main(["evaluate", "similarity", str(run), "--images", str(coco / "val2017")]) == 0
     assert main(["plot", str(run), "--out", str(run / "figures/curves.png")]) == 0
     scores = read_scores(run)

@@ -28,15 +28,17 @@ def make_run(
     mllm: str = "world/tuned",
     probe: dict[int, float] | None = None,
     shuffled: dict[int, float] | None = None,
+    blank: dict[int, float] | None = None,
     mean: float | None = 0.25,
     targets: tuple[str, ...] = ("depth",),
     metrics: tuple[str, ...] = ("cosine", "centred_cosine"),
     protocol: str = "standard",
 ) -> Path:
-    """Write a run whose mean score by layer is `probe`, `shuffled` and `mean`, the same for all targets."""
+    """Write a run whose mean score by layer is `probe`, `shuffled`, `blank` and `mean`, the same for all targets."""
     probe = {1: 0.5, 2: 0.6, 3: 0.4} if probe is None else probe
     levels = [("probe", layer, level) for layer, level in probe.items()]
     levels += [("shuffled", layer, level) for layer, level in (shuffled or {}).items()]
+    levels += [("blank", layer, level) for layer, level in (blank or {}).items()]
     levels += [] if mean is None else [("mean", None, mean)]
     parts = [
         pd.DataFrame(
@@ -136,7 +138,8 @@ def test_a_folder_is_no_figure(tmp_path):
 
 
 def test_the_lines_carry_the_scores(tmp_path):
-    run = make_run(tmp_path / "run", probe={1: 0.5, 2: 0.6, 3: 0.4}, shuffled={1: 0.2, 2: 0.1, 3: 0.3})
+    floors = {"shuffled": {1: 0.2, 2: 0.1, 3: 0.3}, "blank": {1: 0.15, 2: 0.05, 3: 0.35}}
+    run = make_run(tmp_path / "run", probe={1: 0.5, 2: 0.6, 3: 0.4}, **floors)
     panel = curves_figure([run], "cosine").axes[0]
     probe = line(panel, "probe: world/tuned")
     assert probe.get_xdata().tolist() == [1, 2, 3]
@@ -144,6 +147,9 @@ def test_the_lines_carry_the_scores(tmp_path):
     shuffled = line(panel, "shuffled: world/tuned")
     assert shuffled.get_linestyle() == ":"
     assert shuffled.get_ydata().tolist() == pytest.approx([0.2, 0.1, 0.3])
+    blank = line(panel, "blank: world/tuned")
+    assert blank.get_linestyle() not in ("-", ":")
+    assert blank.get_ydata().tolist() == pytest.approx([0.15, 0.05, 0.35])
     mean = line(panel, "mean: world/tuned")
     assert mean.get_linestyle() == "--"
     assert list(mean.get_ydata()) == pytest.approx([0.25, 0.25])
@@ -357,10 +363,12 @@ def band(panel: Axes) -> np.ndarray:
 
 
 def test_the_legend_tells_a_newcomer_what_is_what(tmp_path):
-    run = make_run(tmp_path / "run", mllm="llava-hf/llava-1.5-7b-hf", shuffled={1: 0.1, 2: 0.1, 3: 0.1})
+    flat = dict.fromkeys((1, 2, 3), 0.1)
+    run = make_run(tmp_path / "run", mllm="llava-hf/llava-1.5-7b-hf", shuffled=flat, blank=flat)
     assert legend(curves_figure([run])) == [
         "probe of llava-hf/llava-1.5-7b-hf",
         "another image (shuffled)",
+        "a grey image (blank)",
         "mean feature (no MLLM)",
         "95% interval over 6 images",
     ]

@@ -1,6 +1,7 @@
 """Scores averaged over images, and written as text."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -145,6 +146,27 @@ def test_a_table_reads_from_vision_to_the_floors():
         ["avg", "0.500", "[0.500,", "0.500]", "-0.020"],
         ["mean", "0.125", "[0.125,", "0.125]"],
     ]
+
+
+def test_both_floors_of_a_layer_stand_beside_its_score():
+    floors = table(
+        rows(same(0.25), layer=1),
+        rows(same(0.75), layer=2),
+        rows(same(0.125), layer=1, source="blank"),
+        rows(same(0.375), layer=2, source="blank"),
+        rows(same(-0.02), layer=2, source="shuffled"),
+        rows(same(0.5), layer=None, source="mean"),
+    )
+    text = format_table(summarize(floors), ["depth"])
+    assert [line.split() for line in text.splitlines()[3:8]] == [
+        ["layer", "probe", "[low,", "high]", "shuffled", "blank"],
+        ["1", "0.250", "[0.250,", "0.250]", "0.125"],
+        ["2", "0.750", "[0.750,", "0.750]", "-0.020", "0.375"],
+        ["avg", "0.500", "[0.500,", "0.500]", "-0.020", "0.250"],
+        ["mean", "0.500", "[0.500,", "0.500]"],
+    ]
+    assert len({len(line) for line in text.splitlines()[3:7]}) == 1  # what stands last is the one of blank
+    assert re.search("^blank +the prediction where the MLLM is shown a plain grey image$", text, re.MULTILINE)
 
 
 def test_every_word_of_a_table_is_explained_below_it():

@@ -40,7 +40,8 @@ def questions_of(task: Depth) -> list[Question]:
 
 def score(task: Depth, maps: Tensor, questions: list[Question], target: DepthTarget) -> list[Scores]:
     """Score maps where the mean feature is not known."""
-    batch = Batch([], None, {"depth": torch.zeros(1, 3, 56, 56)}, [], [])
+    names = [question.name for question in questions]
+    batch = Batch(names, None, {"depth": torch.zeros(len(names), 3, 56, 56)}, [], questions)
     task.compare(batch, target, torch.full((target.num_tokens, target.width), torch.nan), {})
     return task.score(maps, questions, target)
 
@@ -95,7 +96,7 @@ class MapTarget:
     name: str = "depth"
     kind: str = "depth"
     draws_at_random: bool = False
-    device: torch.device = torch.device("cpu")
+    device = torch.device("cpu")
 
     def context(self, pixels: Tensor) -> Context:
         return Context(pixels)
@@ -145,7 +146,7 @@ many these are."""
 
 
 def score_pairs(folder: Path, mean: Tensor) -> dict[str, dict[tuple[str, str], tuple[float, float]]]:
-    """Give value and weight of every score by the standard rule that is no group's: metric -> (image, source) -> both."""
+    """Give value and weight of the scores by the standard rule of no group: metric -> (image, source) -> both."""
     (folder / "images").mkdir()
     content = {}
     for name, pairs in PAIRS.items():

@@ -39,7 +39,7 @@ def test_it_ends_with_figures_and_scores_of_every_layer_and_task(demo: Path) -> 
     for name in RUNS:
         settings = RunFolder(demo / "runs" / name).settings()
         assert settings.mllm == f"world/{name}"
-        assert settings.probe.positions
+        assert settings.probe.kind == "ridge"
         for evaluation in EVALUATIONS:
             scores = read_scores(demo / "runs" / name, evaluation)
             targets = {"depth", "seg", "gen"} if evaluation == "similarity" else {evaluation}
