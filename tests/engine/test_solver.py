@@ -17,6 +17,7 @@ from innervision.data import find_images, read_image
 from innervision.engine.evaluate import evaluate_similarity
 from innervision.engine.fit import fit
 from innervision.engine.interrupt import Stopped
+from innervision.engine.run import RunFolder
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
@@ -263,3 +264,35 @@ def test_memory_is_checked_before_work_starts(
         InnerVisionError, match=r"exact probes need .* kB of memory on cpu for their sums, where 1 kB are free"
     ):
         fit(settings, mllm=mllm, targets=targets, progress=False)
+
+
+@pytest.mark.parametrize(("family", "tokens"), [("llava", "text"), ("blip-2", "all")])
+def test_tokens_without_a_place_are_pooled(
+    family: str, tokens: str, settings: TrainSettings, targets: list[Target], tmp_path: Path
+) -> None:
+    """Of text, and of query tokens, the mean is read, by a map for each cell."""
+    save_tiny(family, tmp_path / family)
+    settings = replace(settings, mllm=str(tmp_path / family), tokens=tokens, layers="0,4", device="cpu")
+    banks = fit(settings, targets=targets, progress=False)
+    assert banks["depth"].settings.kind == "pooled"
+    width, cells = banks["depth"].info.widths[4], targets[0].num_tokens
+    assert banks["depth"].probes["4"].weight.shape == (width, cells * targets[0].width)
+    assert RunFolder(settings.out).settings().probe.kind == "ridge"  # as it was asked for
+
+
+def test_a_sample_of_the_images_is_taken(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
+    fit(replace(settings, max_images=12), mllm=mllm, targets=targets, progress=False)
+    facts = read_metadata(Path(settings.out) / "probes/gen.safetensors")["facts"]
+    assert facts["images"] == 12
+    assert RunFolder(settings.out).record()["images"]["found"] == 12
+
+
+def test_a_sample_depends_on_the_seed_and_keeps_the_order(settings: TrainSettings) -> None:
+    images = find_images(settings.images)
+    names = images.sample(9, seed=1).names
+    assert len(names) == 9
+    assert names == sorted(names)
+    assert set(names) <= set(images.names)
+    assert images.sample(9, seed=1).names == names
+    assert images.sample(9, seed=2).names != names
+    assert images.sample(1000, seed=1).names == images.names

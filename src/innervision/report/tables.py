@@ -236,11 +236,13 @@ def _metric_block(metric: Metric, rows: pd.DataFrame, lines: list[Line], name: s
     """Give two header lines and the cells of `lines`, right-aligned to one width."""
     cells = _cells(rows)
     scores = [_with_interval(cells.get((source, layer)), metric) for _, source, layer in lines]
-    columns = [_align([f"{name} [low, high]", *scores])]
-    for floor in [floor for floor in BESIDE if floor in set(rows["source"])]:
+    floors = [floor for floor in BESIDE if floor in set(rows["source"])]
+    columns = [scores]
+    for floor in floors:
         beside = [cells.get((floor, layer)) if source == "probe" else None for _, source, layer in lines]
-        columns.append(_align([floor, *(_number(row, metric) for row in beside)]))
-    return _align([metric.name, *(" ".join(line) for line in zip(*columns, strict=True))])
+        columns.append(_align([_number(row, metric) for row in beside]))
+    together = (" ".join(line) for line in zip(*columns, strict=True))
+    return _align([metric.name, " ".join([f"{name} [low, high]", *floors]), *together])
 
 
 def _align(lines: list[str]) -> list[str]:

@@ -83,7 +83,7 @@ class Depth(Task):
             for groups in ((None, scene_types) if any(scene_types) else (None,))
         ]
         scores.append(Scores("ties", _shares([verdicts.tied for verdicts in found]), weights))
-        if by_mean := self.by_mean[target.name]:
+        if by_mean := self.by_mean.get(target.name):
             right_by_mean = [by_mean[truth.name] for truth in truths]
             for metric, parts in (
                 ("accuracy_mean_right", right_by_mean),
