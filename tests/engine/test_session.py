@@ -274,3 +274,27 @@ def test_a_score_does_not_depend_on_the_images_beside_it(
     assert len(found) == 4
     for together, alone in zip(found[:2], found[2:], strict=True):
         torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reader_may_change_the_states(models: Models) -> None:
+    """As the visitor of a plain walk may."""
+    settings = TrainSettings(mllm="", images="", out="")
+    session = Session.load(settings, "similarity", mllm=models.mllm, targets=[])
+    inputs, _ = session.prepare(Image.new("RGB", (64, 48), (90, 120, 150)))
+    seen: dict[str, dict[int, Tensor]] = {"read": {}, "visited": {}}
+
+    def read(layer: int, states: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+        seen["read"][layer] = states.clone()
+        return states.flip(-1)
+
+    def visit(layer: int, states: Tensor, mask: Tensor) -> Tensor:
+        seen["visited"][layer] = states.clone()
+        return states.flip(-1)
+
+    session.read(inputs, read, [0, 2])
+    models.mllm.visit(inputs, visit, [0, 2])
+    plain: dict[int, Tensor] = {}
+    models.mllm.visit(inputs, lambda layer, states, _: plain.update({layer: states.clone()}), [0, 2])
+    assert torch.equal(seen["read"][2], seen["visited"][2])
+    assert torch.equal(seen["read"][0], plain[0])
+    assert not torch.allclose(seen["read"][2], plain[2])

@@ -32,9 +32,10 @@ from innervision.targets.target import Target
 BLANK_SIZE, BLANK_COLOUR = (448, 448), (128, 128, 128)
 """Of the image that shows nothing."""
 
-Reader = Callable[[int, Tensor, Tensor, Tensor], None]
+Reader = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 """Called with a layer's number, its states (B, T, D), the tokens to read (B, T) bool and their places (B, T, 4): row,
-column, height and width as shares of the image, see `PlaceFinder.find`."""
+column, height and width as shares of the image, see `PlaceFinder.find`. States (B, T, D) that it returns take the place
+of those shown, see `MLLM.visit`."""
 
 Receiver = Callable[[str, int, Tensor], None]
 """Called with a target's name, a layer's number and the prediction (B, N, C) float32, on the device of its probe."""
@@ -145,11 +146,11 @@ class Session:
     def read(self, inputs: Inputs, reader: Reader, layers: Sequence[int], *, places: bool = False) -> None:
         """Let a batch pass through the MLLM, and show each layer's states, tokens and places as soon as they are there.
 
-        The reader runs without gradients and may turn them on.
+        The reader runs without gradients and may turn them on. States that it returns are what the model goes on with.
 
         Args:
             inputs: of the batch.
-            reader: is shown the layers.
+            reader: is shown the layers, and may change them.
             layers: which.
             places: whether the reader needs places; all are NaN else. They are found by experiment, once for each
                 size of images or for many, before the batch passes.
@@ -160,10 +161,10 @@ class Session:
         protocol = PROTOCOLS[self.settings.protocol]
         found = self.place_finder.find(inputs, layers) if places else {}
 
-        def show(layer: int, states: Tensor, mask: Tensor) -> None:
+        def show(layer: int, states: Tensor, mask: Tensor) -> Tensor | None:
             unknown = states.new_full((*states.shape[:2], 4), float("nan"), dtype=torch.float32)
             where = found[min(layer, 0)].to(states.device) if places else unknown
-            reader(layer, states, protocol.mask(mask, self.script), where)
+            return reader(layer, states, protocol.mask(mask, self.script), where)
 
         self.mllm.visit(inputs, show, layers, tokens=self.settings.tokens)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -48,3 +49,16 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
 def first_tensor(args: tuple, kwargs: dict) -> Tensor | None:
     """Give the first tensor that a module was called with."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+def replace_tensor(args: tuple, kwargs: dict, old: Tensor, new: Tensor) -> tuple[tuple, dict]:
+    """Give a call's arguments with another tensor in the place of one of them."""
+    return (
+        tuple(new if value is old else value for value in args),
+        {name: new if value is old else value for name, value in kwargs.items()},
+    )
+
+
+def in_layout_of(tensor: Tensor, values: Tensor) -> Tensor:
+    """Give values of a tensor's shape in its type, device and strides, with which kernels round as they do for it."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(values)

@@ -245,15 +245,22 @@ class MLLM:
         gone once the visitor returns, unless it holds on to it. The visitor runs without gradients and may turn
         them on.
 
+        States that the visitor returns take the place of those shown, in all that the model computes from them, for
+        all tokens (the mask only tells which may be read): to erase or to patch. What it returns for the last layer
+        asked for has nothing left to change. To change layer -1 the vision tower runs a second time, and what a
+        model takes from inner layers of the tower stays as it is. States are changed by returning others, not in place.
+
         Args:
             inputs: what `prepare` gave, on any device.
             visitor: called in the order of the layers as `visitor(layer, states, mask)`: states (B, T, D) in the
-                model's dtype, mask (B, T) True = a token it may read.
+                model's dtype, mask (B, T) True = a token it may read. It returns changed states (B, T, D), in any
+                floating-point type, or None.
             layers: which, by default 0…L.
             tokens: which tokens the mask shows in the layers 0…L: all, image or text; padding never.
 
         Raises:
-            InnerVisionError: a layer does not exist, or the states do not belong to the tokens one to one.
+            InnerVisionError: a layer does not exist, the states do not belong to the tokens one to one, or the
+                visitor returns something that cannot take their place.
         """
         wanted = set(range(self.num_layers + 1) if layers is None else layers)
         self.check_layers(sorted(wanted))

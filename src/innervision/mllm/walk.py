@@ -10,16 +10,21 @@ from torch.utils.hooks import RemovableHandle
 
 from innervision.config import VISION
 from innervision.errors import InnerVisionError, first_line
-from innervision.mllm.architecture import Decoder, first_tensor
+from innervision.mllm.architecture import Decoder, first_tensor, in_layout_of, replace_tensor
 from innervision.mllm.inputs import Inputs
 from innervision.mllm.vision import HandOver, VisionStage
 
-Visitor = Callable[[int, Tensor, Tensor], None]
-"""Called with a layer's number, its states (B, T, D) and a mask (B, T), True = a token the visitor may read."""
+Visitor = Callable[[int, Tensor, Tensor], Tensor | None]
+"""Called with a layer's number, its states (B, T, D) and a mask (B, T), True = a token the visitor may read. States
+(B, T, D) that it returns take the place of those shown: the model goes on with them. None leaves all as it is."""
 
 
 class _LastLayerSeen(Exception):
     """Ends the forward pass: nobody asked for what comes after."""
+
+
+class _VisionChanged(Exception):
+    """Ends the forward pass, which starts again with other features for the projector."""
 
 
 @dataclass
@@ -53,12 +58,15 @@ class Walk:
         """Run the model; the pass ends with the last wanted layer.
 
         Raises:
-            InnerVisionError: the model fails, a layer was not reached, or its states do not belong to the tokens one
-                to one. What the visitor raises passes through.
+            InnerVisionError: the model fails, a layer was not reached, its states do not belong to the tokens one
+                to one, or cannot be changed as the visitor wants it. What the visitor raises passes through.
         """
         handles = self.hook()
         try:
-            forward()
+            try:
+                forward()
+            except _VisionChanged:
+                forward()
         except _LastLayerSeen:
             return
         except (InnerVisionError, torch.OutOfMemoryError):
@@ -91,7 +99,7 @@ class Walk:
         if self.hand_over is not None and self.hand_over.outputs:  # else the tower is a part of this module
             self.show_vision()
 
-    def on_layer_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def on_layer_input(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         self.show_vision()
         number = self.layers_entered
         if number == len(self.decoder.layers) or module is not self.decoder.layers[number]:
@@ -99,14 +107,20 @@ class Walk:
                 f"{self.name} does not run its {len(self.decoder.layers)} decoder layers once each in their order "
                 f"(call {number + 1} is of another), so what it computes has no layer numbers; it cannot be probed"
             )
-        if number == 0 or not self.decoder.states_are_outputs:
-            self.show(number, first_tensor(args, kwargs))
         self.layers_entered += 1
+        if number > 0 and self.decoder.states_are_outputs:
+            return None
+        states = first_tensor(args, kwargs)
+        changed = self.show(number, states)
+        return None if states is None or changed is None else replace_tensor(args, kwargs, states, changed)
 
-    def on_layer_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def on_layer_output(self, module: nn.Module, args: tuple, output: Any) -> Any:
         self.layers_left += 1
-        if self.decoder.states_are_outputs and self.layers_left < len(self.decoder.layers):
-            self.show(self.layers_left, output[0] if isinstance(output, tuple) else output)
+        if not self.decoder.states_are_outputs or self.layers_left == len(self.decoder.layers):
+            return None
+        states, *others = output if isinstance(output, tuple) else (output,)
+        changed = self.show(self.layers_left, states)
+        return (changed, *others) if changed is not None and isinstance(output, tuple) else changed
 
     def on_decoder_output(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.layers_left < len(self.decoder.layers):
@@ -114,17 +128,19 @@ class Walk:
         last = getattr(output, "last_hidden_state", None)
         self.show(len(self.decoder.layers), output[0] if last is None else last)
 
-    def show(self, layer: int, states: Tensor | None) -> None:
+    def show(self, layer: int, states: Tensor | None) -> Tensor | None:
+        """Show a layer of the decoder, and give what it is to be changed to."""
         if layer not in self.wanted:
-            return
+            return None
         flat = None if states is None else join_streams(states, self.mask.shape)
-        if flat is None:
+        if states is None or flat is None:
             shape = None if states is None else tuple(states.shape)
             raise InnerVisionError(
                 f"{self.name}: layer {layer} has states of shape {shape}, which are not one for each of the "
                 f"{tuple(self.mask.shape)} input tokens; this model cannot be probed"
             )
-        self.finish(layer, flat, self.mask)
+        changed = self.finish(layer, flat, self.mask)
+        return None if changed is None else split_streams(changed, states)
 
     def show_vision(self) -> None:
         if self.hand_over is None or VISION in self.seen:
@@ -136,16 +152,33 @@ class Walk:
                 f"{self.name}: {error}, so layer -1 (vision) cannot be probed; ask for layers from 0 on"
             ) from error
         states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # (B, T, D)
-        lengths = torch.tensor([len(piece) for piece in pieces], device=states.device)
-        self.finish(VISION, states, torch.arange(states.shape[1], device=states.device) < lengths[:, None])
+        lengths = [len(piece) for piece in pieces]
+        ends = torch.tensor(lengths, device=states.device)
+        mask = torch.arange(states.shape[1], device=states.device) < ends[:, None]
+        changed = self.finish(VISION, states, mask)
+        if changed is None:
+            return
+        try:
+            self.hand_over.change([row[:length] for row, length in zip(changed, lengths, strict=True)])
+        except InnerVisionError as error:
+            raise InnerVisionError(f"{self.name}: {error}; change layers from 0 on") from error
+        raise _VisionChanged
 
-    def finish(self, layer: int, states: Tensor, mask: Tensor) -> None:
+    def finish(self, layer: int, states: Tensor, mask: Tensor) -> Tensor | None:
+        """Call the visitor, and give what it changes the states to, if anything comes after."""
         self.seen.add(layer)
         self.visiting = True
-        self.visitor(layer, states, mask)
+        changed = self.visitor(layer, states, mask)
         self.visiting = False
+        if changed is not None and (not isinstance(changed, Tensor) or changed.shape != states.shape):
+            what = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+            raise InnerVisionError(
+                f"the visitor returned {what} for layer {layer}: return changed states of shape {tuple(states.shape)}, "
+                "or None to leave them as they are"
+            )
         if layer == max(self.wanted):
             raise _LastLayerSeen
+        return None if changed is None else changed.to(states)
 
 
 def join_streams(states: Tensor, tokens: torch.Size) -> Tensor | None:
@@ -157,3 +190,12 @@ def join_streams(states: Tensor, tokens: torch.Size) -> Tensor | None:
     if states.dim() == 4 and states.shape[1:3] == tokens:
         states = states.movedim(0, 2)
     return states.flatten(2) if states.dim() in (3, 4) and states.shape[:2] == tokens else None
+
+
+def split_streams(states: Tensor, like: Tensor) -> Tensor:
+    """Bring states (B, T, D) back to the form that `join_streams` was given."""
+    if like.dim() == 3:
+        return states
+    tokens, width = states.shape[:2], like.shape[-1]
+    streams = states.unflatten(2, (-1, width))  # (B, T, streams, D)
+    return in_layout_of(like, streams.movedim(2, 0) if like.shape[1:3] == tokens else streams)
