@@ -306,14 +306,8 @@ def write(world: World, trials: int, rng: np.random.Generator) -> pd.DataFrame:
         mllm = StandIn(8, 32, layer, int(rng.integers(2**31)))
         found = explained(_stand_in_scores(mllm, world.train, world.val), "gen")
         others = found.drop(layer)
-        rows.append(
-            {
-                "layer": layer,
-                "found": found.index[int(found.argmax())],
-                "explained": found[layer],
-                "others": others.max(),
-            }
-        )
+        best = found.index[int(found.argmax())]
+        rows.append({"layer": layer, "found": best, "explained": found[layer], "others": others.max()})
     return pd.DataFrame(rows)
 
 

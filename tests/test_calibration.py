@@ -15,8 +15,9 @@ def world() -> World:
 
 
 def test_the_projection_is_that_of_leace() -> None:
-    """It is the one projection, of the rank of the covariance, that is symmetric in the metric of whitened states and
-    leaves no covariance with the features (theorem 4.3 of arXiv:2306.03819).
+    """The one projection of the covariance's rank that erases it and is symmetric in the metric of whitened states.
+
+    Theorem 4.3 of arXiv:2306.03819.
     """
     torch.manual_seed(0)
     states = torch.randn(500, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
@@ -63,7 +64,7 @@ def test_a_layer_that_is_not_the_written_one_does_not_count_as_found(
 
 
 def test_noise_is_seldom_taken_for_something(world: World) -> None:
-    """Of 40 trials at 95%, five or more are above 0 in 1 of 20,000 (2.5% each)."""
+    """Of 40 trials at 95%, five or more are above 0 with a chance of 0.4% (2.5% each)."""
     found = noise(world, 40, np.random.default_rng(2))
     assert found.groupby("metric").size().to_dict() == {"centred_cosine": 40, "explained_variance": 40}
     assert (found["low"] > 0).groupby(found["metric"]).sum().max() < 5
