@@ -54,6 +54,7 @@ def train(root: Path, **changes: str) -> list[str]:
         "targets": f"gen={root}/gen",
         "images": f"{root}/images",
         "out": "run",
+        "probe.kind": "resampler",
         "epochs": "1",
         "batch-size": "4",
         "workers": "0",

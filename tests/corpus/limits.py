@@ -8,6 +8,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from innervision.cli import main
 
 SECONDS = 20
@@ -57,6 +59,7 @@ def _become(words: list[str], folder: Path, files: list[Path]) -> None:
         sys.stdin = open(os.devnull)  # noqa: SIM115  # as long as the process lives
         sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="backslashreplace") for number in (1, 2))
         os.chdir(folder)
+        torch.set_num_threads(1)  # the threads of this process's OpenMP did not come along, and would be waited for
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
