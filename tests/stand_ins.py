@@ -1,14 +1,18 @@
 """A stand-in MLLM whose layers are known, and a target whose features are known."""
 
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from innervision.mllm.inputs import image_sizes
+from innervision.targets.target import Target
 
 WIDTH = 24
 TOKENS = 6
@@ -54,6 +58,31 @@ class KnownTarget:
 
     def encode(self, pixels: Tensor) -> Tensor:
         return features_of(pixels)
+
+
+class StopAt:
+    """A target that gets the process a signal while it encodes for the n-th time."""
+
+    def __init__(self, target: Target, number: int, sent: int = signal.SIGTERM) -> None:
+        self.target, self.number, self.sent, self.calls = target, number, sent, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.target, name)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.number:
+            os.kill(os.getpid(), self.sent)
+        return self.target.encode(pixels)
+
+
+def weights(run: str | Path) -> dict[str, Tensor]:
+    """All tensors of a run's probe files."""
+    return {
+        f"{path.stem}/{key}": value
+        for path in sorted((Path(run) / "probes").glob("*.safetensors"))
+        for key, value in load_file(path).items()
+    }
 
 
 @dataclass

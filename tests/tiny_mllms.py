@@ -593,6 +593,31 @@ FAMILIES: dict[str, Callable[[], Pair]] = {
 }
 """Builders by `model_type` (`llava_plain` is a second `llava`); weights come from torch's random state."""
 
+WITHOUT_VISION_LAYER = {"lfm2_vl"}
+"""Families that have no layer -1: it projects tile by tile."""
+
+
+def gemma3n_text() -> PreTrainedModel:
+    """The language model of Gemma 3n alone: its two decoder layers keep four streams of states, 32 wide."""
+    config = hf.Gemma3nTextConfig(
+        vocab_size=64,
+        vocab_size_per_layer_input=64,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        laurel_rank=4,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=16,
+        activation_sparsity_pattern=[0.0, 0.0],
+    )
+    torch.manual_seed(0)
+    return hf.Gemma3nTextModel(config).eval()
+
 
 def _tokenizer(
     bos: str | None,

@@ -167,10 +167,10 @@ def check(call: Check) -> None:
         dtype=None if call.dtype is None else getattr(torch, call.dtype),
     )
     for title, text in describe(mllm):
-        print(f"{title:<38} {text}", flush=True)
+        show(f"{title:<38} {text}")
     findings = [*self_test(mllm), hidden_states_agree(mllm)]
     for finding in findings:
-        print(f"{finding.test:<38} {finding.verdict}: {finding.detail}")
+        show(f"{finding.test:<38} {finding.verdict}: {finding.detail}")
     if errors := sum(finding.verdict == "error" for finding in findings):
         raise InnerVisionError(f"{mllm.name} cannot be probed as it is: {errors} of {len(findings)} tests failed")
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import ImageSet
@@ -29,7 +28,7 @@ from innervision.targets.depth import DepthTarget
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
 from other_process import holding
-from stand_ins import KnownTarget, StandInMLLM, write_noise_images
+from stand_ins import KnownTarget, StandInMLLM, StopAt, weights, write_noise_images
 from tiny_experts import save_tiny_backbone, save_tiny_depth, save_tiny_gen
 from tiny_mllms import save_tiny
 
@@ -77,34 +76,10 @@ def settings(folder: Path, tmp_path: Path) -> TrainSettings:
     )
 
 
-def weights(run: str | Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.stem}/{key}": value
-        for path in sorted((Path(run) / "probes").glob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
-
-
 def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
-
-
-class StopAt:
-    """A target that gets the process a signal while it encodes for the n-th time."""
-
-    def __init__(self, target: Target, number: int, sent: int) -> None:
-        self.target, self.number, self.sent, self.calls = target, number, sent, 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.target, name)
-
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == self.number:
-            os.kill(os.getpid(), self.sent)
-        return self.target.encode(pixels)
 
 
 def test_probes_trained_together_are_those_trained_alone(

@@ -1,7 +1,6 @@
 """Exact probes on tiny real models: what they are solved from, resuming, and what is refused."""
 
-import os
-import signal
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from sklearn.linear_model import Ridge
 
 from innervision.config import EvaluateSettings, TrainSettings
@@ -23,10 +21,11 @@ from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
 from innervision.probes import read_metadata
 from innervision.probes.cells import read_all, read_cells
+from innervision.report.files import read_scores
 from innervision.targets.depth import DepthTarget
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
-from stand_ins import KnownTarget, StandInMLLM, write_noise_images
+from stand_ins import KnownTarget, StandInMLLM, StopAt, weights, write_noise_images
 from tiny_experts import save_tiny_depth, save_tiny_gen
 from tiny_mllms import save_tiny
 
@@ -70,14 +69,6 @@ def settings(folder: Path, tmp_path: Path) -> TrainSettings:
         workers=0,
         save_minutes=0,
     )
-
-
-def weights(run: str | Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.stem}/{key}": value
-        for path in sorted((Path(run) / "probes").glob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
 
 
 def test_probes_are_ridge_regressions_from_the_states_at_each_place(
@@ -133,22 +124,6 @@ def test_batches_do_not_matter(settings: TrainSettings, mllm: MLLM, targets: lis
         torch.testing.assert_close(value, second[key], rtol=1e-3, atol=1e-5, msg=key)  # states differ by batch
 
 
-class StopAt:
-    """A target that gets the process a signal while it encodes for the n-th time."""
-
-    def __init__(self, target: Target, number: int) -> None:
-        self.target, self.number, self.calls = target, number, 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.target, name)
-
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == self.number:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return self.target.encode(pixels)
-
-
 @pytest.mark.parametrize("number", [1, 4, 7, 10])
 def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(
     settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, number: int
@@ -169,7 +144,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(
         assert facts[0] == facts[1]
 
 
-def test_the_layer_that_carries_the_features_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_layer_that_carries_the_features_is_found(tmp_path: Path) -> None:
     images = str(write_noise_images(tmp_path / "images", 400))
     held = str(write_noise_images(tmp_path / "held", 60, seed=1))
     settings = TrainSettings(mllm="stand-in", images=images, out=str(tmp_path / "run"), workers=0, save_minutes=60)
@@ -180,8 +155,11 @@ def test_the_layer_that_carries_the_features_is_found(tmp_path: Path, capsys: py
     assert explained[2] > 0.8
     assert all(abs(explained[layer]) < 0.05 for layer in (0, 1, 3, 4))
     assert facts["2"]["images"] == [32, 56, 104, 200, 400]
-    table = evaluate_similarity(tmp_path / "run", EvaluateSettings(images=held, workers=0), **models)
-    assert table.exists()
+    evaluate_similarity(tmp_path / "run", EvaluateSettings(images=held, workers=0), **models)
+    scores = read_scores(tmp_path / "run").query("source == 'probe' and metric == 'explained_variance'")
+    by_layer = scores.groupby("layer")["value"].mean()
+    assert by_layer[2] > 0.8  # of images that neither fitted nor chose
+    assert by_layer.drop(2).abs().max() < 0.05
 
 
 def test_a_curve_that_still_rises_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,3 +274,24 @@ def test_a_sample_depends_on_the_seed_and_keeps_the_order(settings: TrainSetting
     assert images.sample(9, seed=1).names == names
     assert images.sample(9, seed=2).names != names
     assert images.sample(1000, seed=1).names == images.names
+
+
+def test_a_device_that_does_not_tell_its_free_memory_is_trusted(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("innervision.engine.solver._free_memory", lambda device: math.inf)
+    assert fit(settings, mllm=mllm, targets=targets, progress=False).keys() == {"depth", "gen"}
+
+
+def test_cells_that_are_cropped_away_are_told(
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LLaVA crops 60 x 120 pixels to their middle: of 4 x 4 cells the first and the last column are gone."""
+    images = write_noise_images(tmp_path / "wide", 12, size=(60, 120))
+    fit(replace(settings, images=str(images)), mllm=mllm, targets=targets, progress=False)
+    facts = read_metadata(Path(settings.out) / "probes/depth.safetensors")["facts"]["held_out"]
+    assert targets[0].num_tokens == 16
+    assert [each["unseen"] for each in facts.values()] == pytest.approx([0.5] * 3)
+    told = capsys.readouterr().err
+    assert "depth: the MLLM was not shown 50.0% of the cells" in told
+    assert "gen: the MLLM was not shown" not in told

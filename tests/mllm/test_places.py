@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 import places_by_hand as by_hand
 from innervision.config import VISION
 from innervision.errors import InnerVisionError
-from innervision.mllm import MLLM
+from innervision.mllm import MLLM, Inputs
 from innervision.mllm.places import PlaceFinder
 from innervision.mllm.strips import changed_images
 from innervision.original.protocol import PROTOCOLS
@@ -112,9 +113,9 @@ def test_sizes_share_experiments(load_family: Load, monkeypatch: pytest.MonkeyPa
     mllm, passes = load_family("llava"), []
     visit = MLLM.visit
 
-    def counting(self: MLLM, inputs: object, *rest: object) -> None:
-        passes.append(len(inputs.mask))  # type: ignore[attr-defined]
-        visit(self, inputs, *rest)  # type: ignore[arg-type]
+    def counting(self: MLLM, inputs: Inputs, *rest: Any) -> None:
+        passes.append(len(inputs.mask))
+        visit(self, inputs, *rest)
 
     monkeypatch.setattr(MLLM, "visit", counting)
     inputs = mllm.prepare([Image.new("RGB", (60 + 7 * i, 90)) for i in range(12)], "Describe.")

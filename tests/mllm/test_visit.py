@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import Gemma3nTextConfig, Gemma3nTextModel
 
 from innervision.config import VISION
 from innervision.errors import InnerVisionError
@@ -15,13 +14,10 @@ from innervision.mllm.architecture import find_decoder
 from innervision.mllm.inputs import share_out
 from innervision.mllm.vision import channels_last, split_by_image
 from innervision.mllm.walk import Walk
-from tiny_mllms import FAMILIES
+from tiny_mllms import FAMILIES, WITHOUT_VISION_LAYER, gemma3n_text
 
 Load = Callable[[str], MLLM]
 Images = list[Image.Image]
-
-WITHOUT_VISION_LAYER = {"lfm2_vl"}
-"""It projects tile by tile."""
 
 
 def states_of(mllm: MLLM, inputs: Inputs, layers: list[int] | None = None, **options: str) -> dict[int, Tensor]:
@@ -189,24 +185,7 @@ def test_unknown_layers_are_refused(load_family: Load, unequal_images: Images) -
 
 def test_streams_of_a_token_are_read_one_after_the_other() -> None:
     """Gemma 3n's decoder keeps four streams of states; after the final norm there is one."""
-    config = Gemma3nTextConfig(
-        vocab_size=64,
-        vocab_size_per_layer_input=64,
-        hidden_size=32,
-        hidden_size_per_layer_input=8,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        laurel_rank=4,
-        num_kv_shared_layers=0,
-        layer_types=["sliding_attention", "full_attention"],
-        sliding_window=16,
-        activation_sparsity_pattern=[0.0, 0.0],
-    )
-    torch.manual_seed(0)
-    model = Gemma3nTextModel(config).eval()
+    model = gemma3n_text()
     ids = torch.arange(14).reshape(2, 7) + 5
     mask = torch.ones_like(ids, dtype=torch.bool)
     inputs = Inputs({"input_ids": ids}, mask, mask, torch.full((2, 7, 2), float("nan")), None)

@@ -162,13 +162,26 @@ def test_what_a_map_explains_of_any_images_comes_from_the_sums() -> None:
 
 
 def test_noise_ends_at_the_mean_and_not_below() -> None:
+    """Of wide states, a map with a small penalty learns the noise by heart and is far below the mean."""
     data = make_data()
-    data.features = torch.randn(IMAGES, CELLS, FEATURES, generator=torch.Generator().manual_seed(9))
+    random = torch.Generator().manual_seed(9)
+    data.features = torch.randn(IMAGES, CELLS, FEATURES, generator=random)
+    data.states = torch.randn(IMAGES, CELLS, 150, generator=random)
     states, features = in_one_batch(data)
     choice = choose(states, {"t": features})["t"]
-    assert choice.explained >= 0
-    if math.isinf(choice.penalty):
-        assert not solve(states, features, "t", choice.penalty).weight.any()
+    assert by_scikit_learn(data, ~data.held_out, 1e-3).explained(data, data.held_out) < -0.5
+    found = choice.solution.explained("t", states, features, [HELD_OUT])
+    assert 0 <= found < 0.02
+    assert found == pytest.approx(choice.explained)
+
+
+def test_an_infinite_penalty_leaves_the_mean() -> None:
+    data = make_data()
+    data.states = data.states[:1].expand(IMAGES, -1, -1)  # all alike: no map explains anything
+    states, features = in_one_batch(data)
+    choice = choose(states, {"t": features})["t"]
+    assert math.isinf(choice.penalty)
+    assert not solve(states, features, "t", choice.penalty).weight.any()
 
 
 def test_features_without_variance_leave_nothing_to_explain() -> None:

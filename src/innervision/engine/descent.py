@@ -36,6 +36,8 @@ class Descent(Learner):
         self.scheduler = get_cosine_schedule_with_warmup(
             self.optimizer, num_warmup_steps=round(settings.warmup * num_steps), num_training_steps=num_steps
         )
+        self.totals = {name: torch.zeros(bank.mean.shape, dtype=torch.float64) for name, bank in banks.items()}
+        """Sum of each target's features over the images seen, (N, C) on the CPU."""
         self._start_step()
 
     def learn(self, batch: Batch) -> None:
@@ -43,6 +45,8 @@ class Descent(Learner):
         if batch.inputs is None:
             return
         truth = self.encode(batch)
+        for name, features in truth.items():
+            self.totals[name] += features.sum(dim=0).cpu()
         size = len(batch.names)
         self.step_size += size
 
@@ -88,9 +92,14 @@ class Descent(Learner):
         """Say how many steps were taken; the banks are as the last one left them."""
         return {name: {"steps": self.step} for name in self.banks}
 
+    def mean(self, name: str) -> Tensor:
+        """See `Learner.mean`."""
+        return self.totals[name] / self.count
+
     def state(self) -> dict[str, Any]:
-        """Give the state of probes, optimizer and schedule."""
+        """Give the sums of features, and the state of probes, optimizer and schedule."""
         return {
+            "totals": self.totals,
             "banks": {name: bank.state_dict() for name, bank in self.banks.items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -100,6 +109,7 @@ class Descent(Learner):
         """See `Learner.load_state`."""
         for name, bank in self.banks.items():
             bank.load_state_dict(state["banks"][name])
+            self.totals[name].copy_(state["totals"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 

@@ -26,9 +26,7 @@ class Learner(ABC):
         self.step = 0
         """Steps that are done."""
         self.count = 0
-        """Images whose features are in `totals`."""
-        self.totals = {name: torch.zeros(bank.mean.shape, dtype=torch.float64) for name, bank in banks.items()}
-        """Sum of each target's features over the images seen, (N, C) on the CPU."""
+        """Images that were seen."""
         self.bad: dict[str, str] = {}
         """Images that were left out, and why."""
         self.run: str | None = None
@@ -48,33 +46,31 @@ class Learner(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Give what a resumed run needs beside `step`, `count`, `totals` and `bad`."""
+        """Give what a resumed run needs beside `step`, `count` and `bad`."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state` gave."""
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
-        """Give each expert's features (B, N, C) of a batch, and add them to the totals.
+        """Give each expert's features (B, N, C) of a batch, and count its images.
 
         Raises:
             InnerVisionError: they are not finite.
         """
         truth = {target.name: target.encode(batch.pixels[target.name]) for target in self.session.targets}
         for name, features in truth.items():
-            total = features.sum(dim=0).cpu()
-            if not total.isfinite().all():
+            if not features.isfinite().all():
                 raise InnerVisionError(
                     f"the expert of {name} gives features that are not finite for one of {', '.join(batch.names)}: "
                     "leave the image out, or try expert_dtype=float32"
                 )
-            self.totals[name] += total
         self.count += len(batch.names)
         return truth
 
+    @abstractmethod
     def mean(self, name: str) -> Tensor:
         """Give the mean of a target's features over the images seen.  # (N, C) float64"""
-        return self.totals[name] / self.count
 
     def save(self, path: Path) -> None:
         """Write all that `restore` needs, atomically."""
@@ -82,7 +78,6 @@ class Learner(ABC):
             "run": self.run,
             "step": self.step,
             "count": self.count,
-            "totals": self.totals,
             "bad": self.bad,
             **self.state(),
         }
@@ -101,8 +96,6 @@ class Learner(ABC):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             require(state["run"] == self.run, "another run has saved it")
-            for name in self.banks:
-                self.totals[name].copy_(state["totals"][name])
             self.load_state(state)
             self.step, self.count, self.bad = state["step"], state["count"], state["bad"]
         except Exception as error:  # a broken file can make its reader raise anything

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from innervision.data.loader import Batch
 from innervision.engine.learner import Learner
 from innervision.engine.session import Session
-from innervision.errors import require
+from innervision.errors import InnerVisionError, require
 from innervision.probes import ProbeBank
 from innervision.probes.moments import (
     FIT,
@@ -26,6 +26,7 @@ from innervision.probes.moments import (
     solve,
 )
 from innervision.probes.ridge import Ridge
+from innervision.terminal import tell
 
 FEWEST = 5
 """Images without which nothing is held out and something fitted."""
@@ -35,6 +36,9 @@ FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 WORKING_COPIES = 10
 """Matrices of D × D numbers in float64 that solving a layer holds at once, at most."""
+
+SOME_UNSEEN = 0.001
+"""Share of cells that were not shown to the MLLM from which on it is told."""
 
 STILL_GAINS = 0.01
 """Explained variance that the last doubling of the images must bring for more of them to be advised."""
@@ -70,25 +74,25 @@ class Solver(Learner):
         bank = next(iter(banks.values()))
         self.features = nn.ModuleDict()
         self.states = nn.ModuleDict()
-        places: dict[FeatureMoments | StateMoments, torch.device] = {}
+        devices: dict[FeatureMoments | StateMoments, torch.device] = {}
         for name, cells in self.cells.items():
             width = banks[name].info.num_tokens * banks[name].info.width // cells
             sums = FeatureMoments(cells, width, _sum_dtype(session.mllm.device))
             self.features[name] = sums
-            places[sums] = session.mllm.device
+            devices[sums] = session.mllm.device
         for layer, (cells, names) in product(layers, self._readings().items()):
             widths = {name: self._features(name).pivot.shape[1] for name in names}
             moments = StateMoments(cells, bank.info.widths[layer], widths, _sum_dtype(bank.device_of(layer)))
             self.states[f"{layer}/{cells}"] = moments
-            places[moments] = bank.device_of(layer)
-        self.cost = _check_memory(places)
+            devices[moments] = bank.device_of(layer)
+        self.cost = _check_memory(devices)
         """What the sums take, in words."""
-        for module, device in places.items():
+        for module, device in devices.items():
             module.to_empty(device=device)
             for buffer in module.buffers():
                 buffer.zero_()
         self.estimates: list[dict[str, Any]] = []
-        """Solutions over the first images: their number, and weights and means by target and layer."""
+        """Solutions over the first images: their number, and by target and layer weights and means (float32, CPU)."""
 
     def learn(self, batch: Batch) -> None:
         """Add a batch to the sums. See `Learner.learn`."""
@@ -158,12 +162,13 @@ class Solver(Learner):
                 features_mean = self.mean(name).view(solution.features_mean.shape)
                 self._probe(name, layer).set_solution(solution.weight, states_mean, features_mean)
         for name, by_layer in facts.items():
-            if line := _advice(name, by_layer):
-                tqdm.write(line)
+            for line in (_tell_unseen(name, by_layer), _advise(name, by_layer)):
+                if line:
+                    tell(line)
         return {name: {"held_out": by_layer} for name, by_layer in facts.items()}
 
     def mean(self, name: str) -> Tensor:
-        """See `Learner.mean`: from the sums, which are more exact."""
+        """See `Learner.mean`."""
         return self._features(name).mean([FIT, HELD_OUT]).cpu().view(self.banks[name].mean.shape)
 
     def state(self) -> dict[str, Any]:
@@ -213,7 +218,7 @@ class Solver(Learner):
             for name, choice in choose(states, {name: self._features(name) for name in states.targets}).items():
                 found = choice.solution
                 tensors = (found.weight, found.states_mean, found.features_mean)
-                solutions[name][layer] = tuple(tensor.cpu() for tensor in tensors)
+                solutions[name][layer] = tuple(tensor.float().cpu() for tensor in tensors)
         self.estimates.append({"images": self.count, "solutions": solutions})
 
     def _check_features(self, name: str, features: FeatureMoments) -> None:
@@ -236,7 +241,7 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
 
 
 def _solution(tensors: Sequence[Tensor], device: torch.device) -> Solution:
-    weight, states_mean, features_mean = (tensor.to(device) for tensor in tensors)
+    weight, states_mean, features_mean = (tensor.to(device).double() for tensor in tensors)
     return Solution(weight, states_mean, features_mean)
 
 
@@ -252,11 +257,11 @@ def _check_states(layer: int, states: StateMoments) -> None:
     )
 
 
-def _check_memory(places: Mapping[FeatureMoments | StateMoments, torch.device]) -> str:
-    """See that the sums fit into memory, before they are made.
+def _check_memory(devices: Mapping[FeatureMoments | StateMoments, torch.device]) -> str:
+    """See that the sums, and the solutions that are kept on the way, fit into memory, before they are made.
 
     Args:
-        places: the sums, which have no memory yet, and where they will be.
+        devices: of the sums, which have no memory yet.
 
     Returns:
         What they take, in words.
@@ -265,18 +270,19 @@ def _check_memory(places: Mapping[FeatureMoments | StateMoments, torch.device]) 
         InnerVisionError: a device has not enough.
     """
     needed: dict[torch.device, int] = {}
-    for moments, device in places.items():
+    for moments, device in devices.items():
         size = sum(buffer.numel() * buffer.element_size() for buffer in moments.buffers())
         needed[device] = needed.get(device, 0) + size
-    of_states = [moments for moments in places if isinstance(moments, StateMoments)]
+    of_states = [moments for moments in devices if isinstance(moments, StateMoments)]
+    kept = 4 * len(FRACTIONS) * sum(moments.solution_size() for moments in of_states)
+    needed[torch.device("cpu")] = needed.get(torch.device("cpu"), 0) + kept
     work = 8 * WORKING_COPIES * max(moments.products.shape[1] for moments in of_states) ** 2
     for device, size in needed.items():
-        free = _free_memory(device)
-        require(
-            size + work <= free,
-            f"exact probes need {_in_units(size + work, 'B')} of memory on {device} for their sums, where "
-            f"{_in_units(free, 'B')} are free: probe fewer layers (layers=every:4), or fewer targets",
-        )
+        if size + work > (free := _free_memory(device)):
+            raise InnerVisionError(
+                f"exact probes need {_in_units(size + work, 'B')} of memory on {device} for their sums, where "
+                f"{_in_units(free, 'B')} are free: probe fewer layers (layers=every:4), or fewer targets"
+            )
     operations = sum(moments.operations() for moments in of_states)
     return f"{_in_units(sum(needed.values()), 'B')} of memory, and {_in_units(operations, 'FLOP')} an image"
 
@@ -293,7 +299,19 @@ def _free_memory(device: torch.device) -> float:
     return psutil.virtual_memory().available if device.type in ("cpu", "mps") else math.inf
 
 
-def _advice(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | None:
+def _tell_unseen(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | None:
+    """Say so if the MLLM was not shown all of the images."""
+    layer = max(by_layer, key=lambda layer: by_layer[layer]["unseen"])
+    unseen = by_layer[layer]["unseen"]
+    if unseen < SOME_UNSEEN:
+        return None
+    return (
+        f"{name}: the MLLM was not shown {unseen:.1%} of the cells (at layer {layer}, the most of all), as where "
+        "images are cropped; they are predicted as the mean feature"
+    )
+
+
+def _advise(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | None:
     """Say so if the last doubling of the images still brought something."""
     gains = {
         layer: facts["explained_variance"][-1] - facts["explained_variance"][-2]

@@ -126,6 +126,11 @@ class StateMoments(nn.Module):
         cells, width = self.pivot.shape
         return 2 * cells * width * (width + sum(self.targets.values()))
 
+    def solution_size(self) -> int:
+        """Count the numbers of the solutions for all targets."""
+        cells, width = self.pivot.shape
+        return sum(width * features + cells * (width + features) for features in self.targets.values())
+
     def states_mean(self, parts: list[int]) -> Tensor:
         """Give the mean states in each cell over the images that show it, less the pivot.  # (N, D) float64
 
