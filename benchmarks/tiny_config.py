@@ -37,6 +37,8 @@ TOO_LARGE = re.compile(r"\w*(size|dim|rank|_channels|ff|_input)")
 KEPT = re.compile(r"\w*(patch_size|window_size|image_size|vocab_size\w*|max_size|kernel_size|chunk_size)|num_channels")
 """But these, which are no widths."""
 
+PARTS = re.compile(r"(?!per_layer)\w+_config|encoder|decoder")
+"""Names of configurations within a configuration."""
 TOKEN_ID = re.compile(r"(\w+?)(?:_token)?_(?:id|index)")
 """How the configuration names the id of a token."""
 
@@ -61,7 +63,7 @@ def _small(content: dict[str, Any], role: str, ids: dict[str, int], vocab_size: 
     depth = next((content[key] for key in sorted(LAYERS) if isinstance(content.get(key), int)), None)
     found = {}
     for key, value in content.items():
-        if isinstance(value, dict) and (key.endswith("_config") or key in ("encoder", "decoder")):
+        if isinstance(value, dict) and PARTS.fullmatch(key):
             found[key] = _small(value, role + key, ids, vocab_size)
         elif key in ("vocab_size", "unpadded_vocab_size", "vocab_size_per_layer_input"):
             found[key] = vocab_size
@@ -121,6 +123,6 @@ def _patch_size(content: dict[str, Any]) -> int:
 def _merge(content: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     found = dict(content)
     for key, value in more.items():
-        nested = isinstance(value, dict) and isinstance(content.get(key), dict) and key.endswith("_config")
+        nested = isinstance(value, dict) and isinstance(content.get(key), dict) and PARTS.fullmatch(key)
         found[key] = _merge(content[key], value) if nested else value
     return found

@@ -59,6 +59,7 @@ def save_family(family: str, folder: Path, seed: int = 0) -> Path:
     tokenizer = byte_tokenizer("<s>", "</s>", "<pad>", named, tags, **options)
     ids = {name.removesuffix("_token"): tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
     ids |= {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids.setdefault("image", tokenizer.convert_tokens_to_ids("<image>"))
     cls = getattr(hf, CONFIG_MAPPING_NAMES[family])
     vocabulary = {"vocabulary_map": tokenizer.get_added_vocab()} if hasattr(cls, "vocabulary_map") else {}
     config = shrink(cls, hints.get("config", {}) | vocabulary, ids, len(tokenizer))
@@ -91,6 +92,7 @@ def special_tokens(family: str, hints: dict[str, Any]) -> tuple[dict[str, str], 
     names -= OWN | {"", "add_bos_token"}
     named = {name: f"<{name.removesuffix('_token')}>" for name in sorted(names)}
     named |= {name: token for name, token in LITERAL.findall(source) if name in names} | hints.get("tokens", {})
+    named = {name: token for name, token in named.items() if token}
     tags = [*dict.fromkeys(SPECIAL.findall(source)), *hints.get("tags", ()), "<|im_start|>"]
     return named, [tag for tag in tags if tag not in named.values()]
 
@@ -107,7 +109,7 @@ def family_processor(
         elif name == "image_processor":
             parts[name] = image_processor(family, hints, vision)
         elif name == "video_processor" and (video := _class(VIDEO_PROCESSOR_MAPPING_NAMES, family, hints.get(name))):
-            parts[name] = video()
+            parts[name] = video(**hints.get("video_options", {}))
         elif name == "feature_extractor" and (audio := _class(FEATURE_EXTRACTOR_MAPPING_NAMES, family, hints.get(name))):
             parts[name] = audio()
         elif name == "chat_template" and "no_template" not in hints:
@@ -121,7 +123,7 @@ def image_processor(family: str, hints: dict[str, Any], vision: PreTrainedConfig
     cls = _class(IMAGE_PROCESSOR_MAPPING_NAMES, family, hints.get("image_class"))
     usual, small = cls(), {}
     size = {key: value for key, value in dict(getattr(usual, "size", None) or {}).items() if value}
-    side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    side, patch = (_first(getattr(vision, name, None)) for name in ("image_size", "patch_size"))
     if isinstance(patch, int) and isinstance(getattr(usual, "patch_size", None), int):
         small["patch_size"] = patch
     if size.get("longest_edge", 0) > LARGEST_SIDE:  # an area
@@ -136,6 +138,10 @@ def image_processor(family: str, hints: dict[str, Any], vision: PreTrainedConfig
 
 LARGEST_SIDE = 5000
 """What is larger is no side of a picture but the number of its pixels."""
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list | tuple) else value
 
 
 def _class(registered: Mapping[str, Any], family: str, name: str | None) -> Any:

@@ -4,16 +4,16 @@ from typing import Any
 
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
 """Rotations over time, height and width in heads of 16."""
+HALF_MROPE = MROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+"""The same, of half of each head."""
 GRIDS = [[56, 112], [112, 56], [112, 112]]
 """Of tiles of 56 pixels."""
 
 HINTS: dict[str, dict[str, Any]] = {
-    "apertus1p5": {"config": {"audio_config": {"codebook_dim": 32}}},
     "aria": {
         "config": {"projector_patch_to_query_dict": {49: 16}, "vision_config": {"image_size": 980, "patch_size": 140}},
         "processor": {"size_conversion": {980: 16, 490: 16}},
     },
-    "chameleon": {"tags": ["<image>", *(f"IMGIMG{letter}Z" for letter in "BCDEFGHI")]},
     "cohere_compass": {"config": {"text_config": {"rope_parameters": {"sliding_attention": MROPE, "full_attention": MROPE}}}},
     "cosmos3_omni": {"processor_class": "Qwen3VLProcessor"},
     "deepseek_ocr2": {
@@ -24,53 +24,26 @@ HINTS: dict[str, dict[str, Any]] = {
     },
     "diffusion_gemma": {"config": {"text_config": {"per_layer_config": {}}}, "image_class": "Gemma4ImageProcessor"},
     "dots3_note": {"config": {"text_config": {"per_layer_config": {}}}},
-    "emu3": {"tags": ["<image>", "<|extra_200|>", *(f"<|visual token {code:06d}|>" for code in range(8))]},
-    "ernie4_5_vl_moe": {
-        "config": {
-            "text_config": {"rope_parameters": MROPE | {"mrope_section": [3, 3, 2]}, "moe_intermediate_size": [64, 64]}
-        }
-    },
-    "fast_vlm": {"processor_class": "LlavaProcessor", "image_class": "CLIPImageProcessor"},
     "fuyu": {"tags": ["|SPEAKER|", "|NEWLINE|"]},
-    "gemma3n": {
-        "config": {
-            "text_config": {"intermediate_size": 64, "num_kv_shared_layers": 0, "activation_sparsity_pattern": None}
-        }
-    },
     "gemma4": {"config": {"text_config": {"per_layer_config": {}}}},
     "gemma4_unified": {"config": {"text_config": {"per_layer_config": {}}}},
     "glm46v": {"config": {"text_config": {"rope_parameters": MROPE}}},
     "glm4v_moe": {
-        "config": {"text_config": {"rope_parameters": MROPE}},
+        "config": {"text_config": {"rope_parameters": HALF_MROPE}},
         "image_class": "Glm4vImageProcessor",
         "video_processor": "Glm4vVideoProcessor",
     },
-    "glm5_next": {"config": {"text_config": {"num_key_value_heads": 4, "index_topk": 16}}},
     "glm_ocr": {
-        "config": {"text_config": {"rope_parameters": MROPE}},
+        "config": {"text_config": {"rope_parameters": HALF_MROPE}},
         "processor_class": "Glm46VProcessor",
         "image_class": "Glm46VImageProcessor",
         "video_processor": "Glm46VVideoProcessor",
     },
     "glmga": {
-        "config": {"text_config": {"rope_parameters": MROPE}},
+        "config": {"text_config": {"rope_parameters": HALF_MROPE}},
         "processor_class": "Glm46VProcessor",
         "video_processor": "Glm46VVideoProcessor",
     },
-    "granite4_vision": {
-        "config": {
-            "vision_config": {"hidden_size": 64},
-            "deepstack_layer_map": [[0, 0], [1, 1]],
-            "image_grid_pinpoints": GRIDS,
-        },
-        "image_processor": {"image_grid_pinpoints": GRIDS},
-    },
-    "hunyuan_vl": {"config": {"text_config": {"head_dim": 16}}},
-    "instructblip": {"config": {"num_query_tokens": 8}, "processor": {"num_query_tokens": 8}},
-    "kimi_k25": {"config": {"projection_hidden_size": 32}},
-    "kosmos-2": {"processor_class": "Kosmos2Processor"},
-    "kosmos-2.5": {"processor_class": "Kosmos2_5Processor"},
-    "llama4": {"tokens": {"image_token": "<|image|>"}},
     "llava_next_video": {
         "config": {"image_grid_pinpoints": GRIDS},
         "image_processor": {"image_grid_pinpoints": GRIDS},
@@ -81,10 +54,6 @@ HINTS: dict[str, dict[str, Any]] = {
         },
     },
     "minimax_m3_vl": {"tokens": {"image_token": "]<]image[>[", "video_token": "]<]video[>["}},
-    "mistral_large4": {"tokens": {"image_token": "[IMG]"}},
-    "molmo2": {"config": {"adapter_config": {"vision_feature_layer": [-1, -2]}}},
-    "muse_glimmer": {"config": {"out_hidden_size": 128}},
-    "muse_spark": {"config": {"out_hidden_size": 128}},
     "paddleocr_vl": {"config": {"text_config": {"rope_parameters": MROPE}}},
     "qwen4_exp": {
         "config": {
@@ -98,18 +67,149 @@ HINTS: dict[str, dict[str, Any]] = {
         }
     },
     "qwen3_vl_moe": {"image_class": "Qwen2VLImageProcessor", "video_processor": "Qwen3VLVideoProcessor"},
+    "unlimited_ocr": {"config": {"vision_config": {"sam_config": {"downsample_channels": [64, 32]}}}},
+    "cohere2_vision": {"image_processor": {"patch_size": 2}},
+    "chameleon": {
+        "config": {"vq_config": {"num_embeddings": 8}},
+        "tags": ["<image>", *(f"IMGIMG{letter}Z" for letter in "ABCDEFGH")],
+        "image_processor": {"size": {"shortest_edge": 128}, "crop_size": {"height": 128, "width": 128}},
+        "processor": {"image_seq_length": 64},
+    },
+    "deepseek_vl_hybrid": {
+        "image_processor": {"high_res_size": {"height": 64, "width": 64}},
+        "processor": {"num_image_tokens": 16},
+    },
+    "emu3": {
+        "config": {"vq_config": {"codebook_size": 8, "base_channels": 32, "hidden_size": 128}},
+        "tags": ["<image>", "<|extra_200|>", *(f"<|visual token {code:06d}|>" for code in range(8))],
+        "image_processor": {"min_pixels": 32 * 32, "max_pixels": 64 * 64},
+    },
+    "ernie4_5_vl_moe": {
+        "config": {
+            "text_config": {"rope_parameters": MROPE | {"mrope_section": [3, 3, 2]}, "moe_intermediate_size": [64, 64]}
+        },
+        "video_options": {"draw_on_frames": False},
+    },
+    "fast_vlm": {
+        "config": {"vision_config": {"architecture": "test_efficientnet", "hidden_size": 256, "model_args": {}}},
+        "processor_class": "LlavaProcessor",
+        "image_class": "CLIPImageProcessor",
+        "image_processor": {"size": {"shortest_edge": 160}, "crop_size": {"height": 160, "width": 160}},
+        "processor": {"patch_size": 32, "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0},
+    },
+    "gemma3n": {
+        "config": {
+            "text_config": {"intermediate_size": 64, "num_kv_shared_layers": 0, "activation_sparsity_pattern": None},
+            "vision_config": {"architecture": "test_efficientnet", "hidden_size": 256, "model_args": {}},
+            "vision_soft_tokens_per_image": 25,
+        },
+        "image_processor": {"size": {"height": 160, "width": 160}},
+        "processor": {"image_seq_length": 25},
+    },
+    "glm5_next": {
+        "config": {"text_config": {"num_key_value_heads": 4, "index_topk": 16}},
+    },
+    "got_ocr2": {"config": {"vision_config": {"image_size": 256}}, "no_template": True, "processor": {}},
+    "pp_chart2table": {"config": {"vision_config": {"image_size": 256}}},
+    "granite4_vision": {
+        "config": {
+            "vision_config": {"hidden_size": 64, "image_size": 56, "patch_size": 14},
+            "deepstack_layer_map": [[0, 0], [1, 1]],
+            "spatial_target_layers": [0, 1, 2, 3],
+            "downsample_rate": "1/2",
+            "image_grid_pinpoints": GRIDS,
+        },
+        "image_processor": {"image_grid_pinpoints": GRIDS},
+        "processor": {"patch_size": 14, "vision_feature_select_strategy": "full", "downsample_rate": "1/2"},
+    },
+    "granite_docling": {
+        "config": {"vision_config": {"image_size": 128}},
+        "image_processor": {"max_patches": 4},
+        "processor": {"image_seq_len": 4},
+    },
+    "hunyuan_vl": {
+        "config": {"text_config": {"head_dim": 16}},
+        "image": "<image_start><image><image_end>",
+    },
+    "instructblip": {
+        "config": {"num_query_tokens": 8},
+        "tokens": {"image_token": None},
+        "tags": ["<image>"],
+        "processor": {"num_query_tokens": 8},
+    },
+    "kimi_k25": {
+        "config": {"projection_hidden_size": 32, "text_config": {"head_dim": 8}},
+        "image_processor": {"max_patches": 144},
+    },
+    "kosmos-2": {
+        "config": {"latent_query_num": 16},
+        "processor_class": "Kosmos2Processor",
+        "tokens": {"unk_token": "<unk>"},
+        "tags": [f"<image_{number}>" for number in range(64)],
+    },
+    "kosmos-2.5": {
+        "config": {"latent_query_num": 16},
+        "processor_class": "Kosmos2_5Processor",
+        "processor": {"num_image_tokens": 16},
+    },
+    "llama4": {
+        "config": {"vision_config": {"intermediate_size": 128}},
+        "tokens": {"image_token": "<|image|>"},
+        "image_processor": {"max_patches": 4},
+    },
+    "lighton_ocr": {"config": {"vision_config": {"image_size": 168}}},
+    "mistral_large4": {
+        "config": {"vision_config": {"image_size": 168}},
+        "tokens": {"image_token": "[IMG]"},
+        "processor": {"patch_size": 14, "spatial_merge_size": 2},
+    },
+    "molmo2": {
+        "config": {
+            "vision_config": {"image_size": [56, 56], "num_position_embeddings": 16},
+            "adapter_config": {"vision_feature_layer": [-1, -2]},
+        }
+    },
+    "muse_glimmer": {"config": {"out_hidden_size": 128}, "image_processor": {"max_image_tokens": 36}},
+    "muse_spark": {"config": {"out_hidden_size": 128}, "image_processor": {"max_image_tokens": 36}},
+    "nemotron_h_omni": {"feature_extractor": "ParakeetFeatureExtractor"},
+    "perception_lm": {
+        "config": {
+            "vision_config": {"architecture": "test_vit", "hidden_size": 64, "model_args": {"embed_dim": 64}},
+            "projector_pooling_ratio": 2,
+        },
+        "image_processor": {"tile_size": 160, "max_num_tiles": 4},
+        "processor": {"patch_size": 16, "pooling_ratio": 2},
+    },
+    "qianfan_ocr": {"image_processor": {"max_patches": 4, "min_patches": 1}, "processor": {"image_seq_length": 4}},
     "qwen2_5_omni_thinker": {
+        "config": {"vision_start_token_id": 300},
         "processor_class": "Qwen2_5OmniProcessor",
         "image_class": "Qwen2VLImageProcessor",
         "video_processor": "Qwen2VLVideoProcessor",
         "feature_extractor": "WhisperFeatureExtractor",
     },
     "qwen3_omni_moe_thinker": {
+        "config": {"vision_start_token_id": 300},
         "processor_class": "Qwen3OmniMoeProcessor",
         "image_class": "Qwen2VLImageProcessor",
         "video_processor": "Qwen2VLVideoProcessor",
         "feature_extractor": "WhisperFeatureExtractor",
     },
-    "step3p7": {"config": {"text_config": {"sliding_window": 16}}},
-    "unlimited_ocr": {"config": {"vision_config": {"sam_config": {"downsample_channels": [64, 32]}}}},
+    "step3p7": {
+        "config": {
+            "text_config": {"sliding_window": 16},
+            "vision_config": {"image_size": 224, "max_position_embeddings": 256},
+        },
+        "image_processor": {"size": {"height": 224, "width": 224}, "patch_size": 112, "max_image_size": 672},
+    },
+    "minicpmv4_6": {"image_processor": {"scale_resolution": 112, "max_slice_nums": 4}},
+    "minicpmv4_7": {"image_processor": {"scale_resolution": 112, "max_slice_nums": 4}},
+    "minicpm_ocr": {"image_processor": {"scale_resolution": 112, "max_slice_nums": 4}},
+    "apertus1p5": {
+        "config": {
+            "image_token_offset": 100,
+            "audio_token_offset": 164,
+            "audio_config": {"codebook_dim": 32},
+        }
+    },
 }
