@@ -21,8 +21,8 @@ RULES: list[tuple[str, Any, Any]] = [
     (r"(\w+_)?(num_attention_heads|num_sliding_attention_heads|attention_heads|num_heads)", 4, 2),
     (r"(\w+_)?num_key_value_heads|num_attention_groups|linear_num_key_heads", 2, 2),
     (r"linear_num_value_heads", 4, 4),
-    (r"(\w+_)?head_dim|d_kv|query_pre_attn_scalar|(\w+_)?lora_rank|v_head_dim|qk_head_dim", 16, 16),
     (r"qk_nope_head_dim|qk_rope_head_dim", 8, 8),
+    (r"(\w+_)?head_dim|d_kv|query_pre_attn_scalar|(\w+_)?lora_rank|v_head_dim|qk_head_dim", 16, 16),
     (r"\w*(n_routed_experts|num_experts|num_local_experts)", 4, 4),
     (r"n_group|topk_group", 1, 1),
     (r"first_k_dense_replace", 1, 1),
@@ -50,12 +50,12 @@ def shrink(
 
     Args:
         cls: of the whole model's configuration.
-        hints: entries to set in the end, nested as the configuration is.
+        hints: entries to set in the end, nested as the configuration is; ids of tokens by name.
         ids: of the special tokens, by their name without `_token`.
         vocab_size: entries of the tokenizer.
     """
     content = _small(cls().to_dict(), "", ids, vocab_size)
-    return cls.from_dict(_merge(content, hints))
+    return cls.from_dict(_merge(content, hints, ids))
 
 
 def _small(content: dict[str, Any], role: str, ids: dict[str, int], vocab_size: int) -> dict[str, Any]:
@@ -120,9 +120,12 @@ def _patch_size(content: dict[str, Any]) -> int:
     return patch if isinstance(patch, int) else patch[0]
 
 
-def _merge(content: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+def _merge(content: dict[str, Any], more: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
+    """Set entries; ids of tokens are given by name."""
     found = dict(content)
     for key, value in more.items():
-        nested = isinstance(value, dict) and isinstance(content.get(key), dict) and PARTS.fullmatch(key)
-        found[key] = _merge(content[key], value) if nested else value
+        if isinstance(value, dict) and isinstance(content.get(key), dict) and PARTS.fullmatch(key):
+            found[key] = _merge(content[key], value, ids)
+        else:
+            found[key] = ids[value] if TOKEN_ID.fullmatch(key) and isinstance(value, str) else value
     return found

@@ -89,7 +89,7 @@ def special_tokens(family: str, hints: dict[str, Any]) -> tuple[dict[str, str], 
     config = getattr(hf, CONFIG_MAPPING_NAMES[family])().to_dict()
     names = {name for pair in ATTRIBUTE.findall(source) for name in pair}
     names |= {f"{found[1]}_token" for key in config if (found := TOKEN_ID.fullmatch(key))}
-    names -= OWN | {"", "add_bos_token"}
+    names -= OWN | {"", "add_bos_token", "add_eos_token"}
     named = {name: f"<{name.removesuffix('_token')}>" for name in sorted(names)}
     named |= {name: token for name, token in LITERAL.findall(source) if name in names} | hints.get("tokens", {})
     named = {name: token for name, token in named.items() if token}

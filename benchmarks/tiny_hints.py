@@ -22,11 +22,7 @@ HINTS: dict[str, dict[str, Any]] = {
             "vision_config": {"sam_config": {"downsample_channels": [64, 32]}},
         }
     },
-    "diffusion_gemma": {"config": {"text_config": {"per_layer_config": {}}}, "image_class": "Gemma4ImageProcessor"},
-    "dots3_note": {"config": {"text_config": {"per_layer_config": {}}}},
     "fuyu": {"tags": ["|SPEAKER|", "|NEWLINE|"]},
-    "gemma4": {"config": {"text_config": {"per_layer_config": {}}}},
-    "gemma4_unified": {"config": {"text_config": {"per_layer_config": {}}}},
     "glm46v": {"config": {"text_config": {"rope_parameters": MROPE}}},
     "glm4v_moe": {
         "config": {"text_config": {"rope_parameters": HALF_MROPE}},
@@ -109,8 +105,6 @@ HINTS: dict[str, dict[str, Any]] = {
     "glm5_next": {
         "config": {"text_config": {"num_key_value_heads": 4, "index_topk": 16}},
     },
-    "got_ocr2": {"config": {"vision_config": {"image_size": 256}}, "no_template": True, "processor": {}},
-    "pp_chart2table": {"config": {"vision_config": {"image_size": 256}}},
     "granite4_vision": {
         "config": {
             "vision_config": {"hidden_size": 64, "image_size": 56, "patch_size": 14},
@@ -127,51 +121,14 @@ HINTS: dict[str, dict[str, Any]] = {
         "image_processor": {"max_patches": 4},
         "processor": {"image_seq_len": 4},
     },
-    "hunyuan_vl": {
-        "config": {"text_config": {"head_dim": 16}},
-        "image": "<image_start><image><image_end>",
-    },
     "instructblip": {
         "config": {"num_query_tokens": 8},
         "tokens": {"image_token": None},
         "tags": ["<image>"],
         "processor": {"num_query_tokens": 8},
     },
-    "kimi_k25": {
-        "config": {"projection_hidden_size": 32, "text_config": {"head_dim": 8}},
-        "image_processor": {"max_patches": 144},
-    },
-    "kosmos-2": {
-        "config": {"latent_query_num": 16},
-        "processor_class": "Kosmos2Processor",
-        "tokens": {"unk_token": "<unk>"},
-        "tags": [f"<image_{number}>" for number in range(64)],
-    },
-    "kosmos-2.5": {
-        "config": {"latent_query_num": 16},
-        "processor_class": "Kosmos2_5Processor",
-        "processor": {"num_image_tokens": 16},
-    },
-    "llama4": {
-        "config": {"vision_config": {"intermediate_size": 128}},
-        "tokens": {"image_token": "<|image|>"},
-        "image_processor": {"max_patches": 4},
-    },
-    "lighton_ocr": {"config": {"vision_config": {"image_size": 168}}},
-    "mistral_large4": {
-        "config": {"vision_config": {"image_size": 168}},
-        "tokens": {"image_token": "[IMG]"},
-        "processor": {"patch_size": 14, "spatial_merge_size": 2},
-    },
-    "molmo2": {
-        "config": {
-            "vision_config": {"image_size": [56, 56], "num_position_embeddings": 16},
-            "adapter_config": {"vision_feature_layer": [-1, -2]},
-        }
-    },
     "muse_glimmer": {"config": {"out_hidden_size": 128}, "image_processor": {"max_image_tokens": 36}},
     "muse_spark": {"config": {"out_hidden_size": 128}, "image_processor": {"max_image_tokens": 36}},
-    "nemotron_h_omni": {"feature_extractor": "ParakeetFeatureExtractor"},
     "perception_lm": {
         "config": {
             "vision_config": {"architecture": "test_vit", "hidden_size": 64, "model_args": {"embed_dim": 64}},
@@ -180,16 +137,8 @@ HINTS: dict[str, dict[str, Any]] = {
         "image_processor": {"tile_size": 160, "max_num_tiles": 4},
         "processor": {"patch_size": 16, "pooling_ratio": 2},
     },
-    "qianfan_ocr": {"image_processor": {"max_patches": 4, "min_patches": 1}, "processor": {"image_seq_length": 4}},
-    "qwen2_5_omni_thinker": {
-        "config": {"vision_start_token_id": 300},
-        "processor_class": "Qwen2_5OmniProcessor",
-        "image_class": "Qwen2VLImageProcessor",
-        "video_processor": "Qwen2VLVideoProcessor",
-        "feature_extractor": "WhisperFeatureExtractor",
-    },
     "qwen3_omni_moe_thinker": {
-        "config": {"vision_start_token_id": 300},
+        "config": {"vision_start_token_id": "vision_bos"},
         "processor_class": "Qwen3OmniMoeProcessor",
         "image_class": "Qwen2VLImageProcessor",
         "video_processor": "Qwen2VLVideoProcessor",
@@ -210,6 +159,111 @@ HINTS: dict[str, dict[str, Any]] = {
             "image_token_offset": 100,
             "audio_token_offset": 164,
             "audio_config": {"codebook_dim": 32},
+        }
+    },
+    "lighton_ocr": {
+        "config": {"vision_config": {"image_size": 168}},
+        "processor": {"patch_size": 14, "spatial_merge_size": 2},
+    },
+    "gemma4": {
+        "config": {
+            "text_config": {"per_layer_config": {}},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+            },
+        },
+        "image_processor": {"max_soft_tokens": 70},
+    },
+    "gemma4_unified": {
+        "config": {"text_config": {"per_layer_config": {}}, "vision_config": {}},
+        "image_processor": {"max_soft_tokens": 70},
+    },
+    "pp_chart2table": {"config": {"vision_config": {"image_size": 256}}, "image": "<image>" * 16},
+    "hunyuan_vl": {
+        "config": {
+            "text_config": {"head_dim": 16, "rope_parameters": MROPE | {"mrope_section": [2, 2, 2, 2]}},
+        },
+        "image": "<image_start><image><image_end>",
+    },
+    "kimi_k25": {
+        "config": {"projection_hidden_size": 32, "text_config": {"head_dim": 8, "num_key_value_heads": 4}},
+        "image_processor": {"max_patches": 144},
+    },
+    "mistral_large4": {
+        "config": {
+            "vision_config": {"image_size": 168},
+            "text_config": {"head_dim": 8, "num_key_value_heads": 4},
+        },
+        "tokens": {"image_token": "[IMG]"},
+        "processor": {"patch_size": 14, "spatial_merge_size": 2},
+    },
+    "kosmos-2.5": {
+        "config": {"latent_query_num": 16, "vision_config": {"patch_embed_hidden_size": 768}},
+        "processor_class": "Kosmos2_5Processor",
+        "processor": {"num_image_tokens": 16},
+    },
+    "llama4": {
+        "config": {"vision_config": {"intermediate_size": 128}, "image_token_index": "patch"},
+        "tokens": {"image_token": "<|image|>", "patch_token": "<|patch|>"},
+        "image_processor": {"max_patches": 4},
+    },
+    "qianfan_ocr": {
+        "config": {"image_token_id": "context_image"},
+        "image": "<image>",
+        "tokens": {"image_token": None},
+        "tags": ["<image>"],
+        "image_processor": {"max_patches": 4, "min_patches": 1},
+        "processor": {"image_seq_length": 4},
+    },
+    "qwen2_5_omni_thinker": {
+        "config": {"vision_start_token_id": "vision_bos", "text_config": {"rope_parameters": MROPE}},
+        "processor_class": "Qwen2_5OmniProcessor",
+        "image_class": "Qwen2VLImageProcessor",
+        "video_processor": "Qwen2VLVideoProcessor",
+        "feature_extractor": "WhisperFeatureExtractor",
+    },
+    "kosmos-2": {
+        "config": {"latent_query_num": 64, "text_config": {"vocab_size": 2048}},
+        "processor_class": "Kosmos2Processor",
+        "tokens": {"unk_token": "<unk>"},
+    },
+    "nemotron_h_omni": {
+        "config": {"text_config": {"n_groups": 2}},
+        "feature_extractor": "ParakeetFeatureExtractor",
+    },
+    "diffusion_gemma": {
+        "config": {
+            "text_config": {"per_layer_config": {}, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64}
+        },
+        "image_class": "Gemma4ImageProcessor",
+        "video_processor": "Gemma4VideoProcessor",
+        "feature_extractor": "Gemma4AudioFeatureExtractor",
+        "image_processor": {"max_soft_tokens": 70},
+    },
+    "molmo2": {
+        "config": {
+            "vision_config": {"image_size": [168, 168], "num_position_embeddings": 144},
+            "adapter_config": {"vision_feature_layer": [-1, -2], "hidden_size": 32},
+        },
+        "tokens": {
+            "image_patch_token": "<im_patch>",
+            "image_start_token": "<im_start>",
+            "image_end_token": "<im_end>",
+            "low_res_image_start_token": "<low_res_im_start>",
+        },
+    },
+    "got_ocr2": {"config": {"vision_config": {"image_size": 1024}}, "no_template": True},
+    "inkling2_loop": {"config": {"text_config": {"loop_layer_index_start": 1, "loop_layer_index_end": 3}}},
+    "instructblipvideo": {"tokens": {"image_token": None, "video_token": None}, "tags": ["<image>", "<video>"]},
+    "dots3_note": {
+        "config": {
+            "text_config": {"per_layer_config": {}, "num_key_value_heads": 4},
+            "vision_config": {"per_layer_config": {}, "adapter_in_dim": 32},
         }
     },
 }

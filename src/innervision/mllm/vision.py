@@ -38,10 +38,9 @@ def find_vision_stage(model: PreTrainedModel, decoder: Decoder) -> VisionStage:
             "so there is no layer -1 (vision); ask for layers from 0 on"
         )
     parent = next(module for module in model.modules() if any(child is tower for child in module.children()))
+    of_decoder = {decoder.module, *decoder.layers}
     neighbours = [
-        child
-        for child in called_children(parent)
-        if child is not tower and not any(module is decoder.module for module in child.modules())
+        child for child in called_children(parent) if child is not tower and of_decoder.isdisjoint(child.modules())
     ]
     return VisionStage(tower, neighbours)
 
@@ -151,12 +150,15 @@ class HandOver:
 def handed_over(tower_outputs: list[Any], args: tuple, kwargs: dict) -> Tensor | None:
     """Give what a module received from the vision tower; None where it was called without features.
 
-    That is the tower's own output, where it is among the tensors that the module was called with, else the first
-    of them (the output of an inner layer, cropped or shuffled).
+    That is the tower's own output or a view of it, where one is among the tensors that the module was called with
+    (which may be text too, as in cross-attention), else the first of them (the output of an inner layer, cropped or
+    shuffled).
     """
     last = [getattr(output, "last_hidden_state", None) for output in tower_outputs]
     values = [value for value in _tensors(args, kwargs) if value.is_floating_point() and value.dim() > 1]
-    return next((value for value in values if any(value is features for features in last)), next(iter(values), None))
+    own = [value for value in values if any(value is features for features in last)]
+    views = [value for value in values if any(_same_storage(value, leaf) for leaf in _leaves(tower_outputs))]
+    return next(iter([*own, *views, *values]), None)
 
 
 def channels_last(features: Tensor, projector: nn.Module) -> Tensor:
