@@ -40,6 +40,8 @@ LITERAL = re.compile(r"self\.(\w+_token) = \(?\s*(?:getattr\(tokenizer, .\w+., )
 """How it names one itself."""
 OWN = {"bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"}
 """Those that every tokenizer has an attribute for."""
+MAPPINGS = {"video_processor": VIDEO_PROCESSOR_MAPPING_NAMES, "feature_extractor": FEATURE_EXTRACTOR_MAPPING_NAMES}
+"""Where Transformers registers the other parts of a processor."""
 
 
 def families() -> list[str]:
@@ -110,7 +112,9 @@ def family_processor(
             parts[name] = image_processor(family, hints, vision)
         elif name == "video_processor" and (video := _class(VIDEO_PROCESSOR_MAPPING_NAMES, family, hints.get(name))):
             parts[name] = video(**hints.get("video_options", {}))
-        elif name == "feature_extractor" and (audio := _class(FEATURE_EXTRACTOR_MAPPING_NAMES, family, hints.get(name))):
+        elif name == "feature_extractor" and (
+            audio := _class(FEATURE_EXTRACTOR_MAPPING_NAMES, family, hints.get(name))
+        ):
             parts[name] = audio()
         elif name == "chat_template" and "no_template" not in hints:
             image = hints.get("image", getattr(tokenizer, "image_token", "<image>"))

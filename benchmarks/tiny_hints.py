@@ -8,20 +8,15 @@ HALF_MROPE = MROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
 """The same, of half of each head."""
 GRIDS = [[56, 112], [112, 56], [112, 112]]
 """Of tiles of 56 pixels."""
+SAM = {"downsample_channels": [64, 32], "num_hidden_layers": 1, "global_attn_indexes": []}
+"""One layer with windows: its pictures cannot be made small."""
 
 HINTS: dict[str, dict[str, Any]] = {
     "aria": {
         "config": {"projector_patch_to_query_dict": {49: 16}, "vision_config": {"image_size": 980, "patch_size": 140}},
         "processor": {"size_conversion": {980: 16, 490: 16}},
     },
-    "cohere_compass": {"config": {"text_config": {"rope_parameters": {"sliding_attention": MROPE, "full_attention": MROPE}}}},
     "cosmos3_omni": {"processor_class": "Qwen3VLProcessor"},
-    "deepseek_ocr2": {
-        "config": {
-            "text_config": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_experts_per_tok": 2},
-            "vision_config": {"sam_config": {"downsample_channels": [64, 32]}},
-        }
-    },
     "fuyu": {"tags": ["|SPEAKER|", "|NEWLINE|"]},
     "glm46v": {"config": {"text_config": {"rope_parameters": MROPE}}},
     "glm4v_moe": {
@@ -63,7 +58,6 @@ HINTS: dict[str, dict[str, Any]] = {
         }
     },
     "qwen3_vl_moe": {"image_class": "Qwen2VLImageProcessor", "video_processor": "Qwen3VLVideoProcessor"},
-    "unlimited_ocr": {"config": {"vision_config": {"sam_config": {"downsample_channels": [64, 32]}}}},
     "cohere2_vision": {"image_processor": {"patch_size": 2}},
     "chameleon": {
         "config": {"vq_config": {"num_embeddings": 8}},
@@ -84,7 +78,7 @@ HINTS: dict[str, dict[str, Any]] = {
         "config": {
             "text_config": {"rope_parameters": MROPE | {"mrope_section": [3, 3, 2]}, "moe_intermediate_size": [64, 64]}
         },
-        "video_options": {"draw_on_frames": False},
+        "video_processor_options": {"draw_on_frames": False},
     },
     "fast_vlm": {
         "config": {"vision_config": {"architecture": "test_efficientnet", "hidden_size": 256, "model_args": {}}},
@@ -159,7 +153,8 @@ HINTS: dict[str, dict[str, Any]] = {
             "image_token_offset": 100,
             "audio_token_offset": 164,
             "audio_config": {"codebook_dim": 32},
-        }
+        },
+        "image_processor": {"min_pixels": 64 * 64, "max_pixels": 96 * 96},
     },
     "lighton_ocr": {
         "config": {"vision_config": {"image_size": 168}},
@@ -201,11 +196,6 @@ HINTS: dict[str, dict[str, Any]] = {
         },
         "tokens": {"image_token": "[IMG]"},
         "processor": {"patch_size": 14, "spatial_merge_size": 2},
-    },
-    "kosmos-2.5": {
-        "config": {"latent_query_num": 16, "vision_config": {"patch_embed_hidden_size": 768}},
-        "processor_class": "Kosmos2_5Processor",
-        "processor": {"num_image_tokens": 16},
     },
     "llama4": {
         "config": {"vision_config": {"intermediate_size": 128}, "image_token_index": "patch"},
@@ -257,13 +247,39 @@ HINTS: dict[str, dict[str, Any]] = {
             "low_res_image_start_token": "<low_res_im_start>",
         },
     },
-    "got_ocr2": {"config": {"vision_config": {"image_size": 1024}}, "no_template": True},
-    "inkling2_loop": {"config": {"text_config": {"loop_layer_index_start": 1, "loop_layer_index_end": 3}}},
     "instructblipvideo": {"tokens": {"image_token": None, "video_token": None}, "tags": ["<image>", "<video>"]},
     "dots3_note": {
         "config": {
             "text_config": {"per_layer_config": {}, "num_key_value_heads": 4},
             "vision_config": {"per_layer_config": {}, "adapter_in_dim": 32},
+            "audio_config": {"adapter_input_size": 32},
         }
+    },
+    "got_ocr2": {
+        "config": {"vision_config": {"image_size": 1024, "num_hidden_layers": 1, "global_attn_indexes": []}},
+        "no_template": True,
+    },
+    "deepseek_ocr2": {
+        "config": {
+            "text_config": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_experts_per_tok": 2},
+            "vision_config": {"sam_config": SAM},
+        }
+    },
+    "unlimited_ocr": {"config": {"vision_config": {"sam_config": SAM}}},
+    "kosmos-2.5": {
+        "config": {
+            "latent_query_num": 16,
+            "vision_config": {"patch_embed_hidden_size": 768, "num_hidden_layers": 1},
+        },
+        "processor_class": "Kosmos2_5Processor",
+        "processor": {"num_image_tokens": 16},
+    },
+    "inkling2_loop": {
+        "config": {
+            "text_config": {"loop_layer_index_start": 1, "loop_layer_index_end": 3, "n_layers_per_attn_res_block": 1}
+        }
+    },
+    "cohere_compass": {
+        "config": {"text_config": {"rope_parameters": {"sliding_attention": MROPE, "full_attention": MROPE}}}
     },
 }

@@ -667,7 +667,9 @@ def _chatml(image: str) -> str:
 
 
 _USER_ASSISTANT = write_template("USER: ", "<image>\n", " ", reply="ASSISTANT:")
-_GEMMA_CHAT = write_template("<start_of_turn>{role}\n", "<start_of_image>", "<end_of_turn>\n", reply="<start_of_turn>model\n")
+_GEMMA_CHAT = write_template(
+    "<start_of_turn>{role}\n", "<start_of_image>", "<end_of_turn>\n", reply="<start_of_turn>model\n"
+)
 _IDEFICS_CHAT = write_template("User:", "<image>", "<end_of_utterance>\n", reply="Assistant:")
 _IDEFICS3_TOKENS = {
     "image_token": "<image>",
