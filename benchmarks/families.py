@@ -74,23 +74,23 @@ def main() -> None:
 
 def heading(rows: list[Row]) -> list[str]:
     """Give the lines above the rows of the table."""
-    kinds = [row.outcome.partition(":")[0].partition(";")[0] for row in rows]
+    kinds = [row.outcome.partition(":")[0] for row in rows]
     built = len(rows) - kinds.count("not built")
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds)))
     return [
         "# Families that were tested",
         "",
         f"`python -m benchmarks.families` wrote this page: tiny checkpoints of {built} families ({counts}) with",
-        "random weights, made from each family's own configuration, model and processor classes, in float32 on a CPU, with",
-        f"Transformers {transformers.__version__} and PyTorch {torch.__version__.partition('+')[0]}.",
+        "random weights, made from each family's own configuration, model and processor classes, in float32 on a CPU,",
+        f"with Transformers {transformers.__version__} and PyTorch {torch.__version__.partition('+')[0]}.",
         "[Which models work](models.md#is-a-model-read-rightly) says what is tested.",
         "",
         "- **right**: all tests passed. **warned**: it can be probed, and `innervision check` says what to mind.",
         "  **refused**: it cannot, and this is what the user is told. **fails**: an error that nobody understands.",
-        f"- **places**: the share of image tokens whose place was found in an image of {PLACED[0]} × {PLACED[1]} pixels.",
+        f"- **places**: the share of image tokens whose place was found in an image of {PLACED[0]} × {PLACED[1]}.",
         "  Row ends and tokens that look everywhere have none; with random weights a few others show too little.",
-        f"- **scored**: whether probes of all layers were trained on {len(SIZES)} images of unequal sizes (ridge, or pooled",
-        "  where no token has a place), and scored by similarity.",
+        "- **scored**: whether probes of all layers (ridge, or pooled where no token has a place) were trained on",
+        f"  {len(SIZES)} images of unequal sizes and scored by similarity.",
         "",
         "| family | class | layer −1 | layers 0…L | places | scored | outcome |",
         "|---|---|---|---|---|---|---|",

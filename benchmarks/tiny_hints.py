@@ -154,7 +154,7 @@ HINTS: dict[str, dict[str, Any]] = {
             "audio_token_offset": 164,
             "audio_config": {"codebook_dim": 32},
         },
-        "image_processor": {"min_pixels": 64 * 64, "max_pixels": 96 * 96},
+        "image_processor": {"size": {"min_pixels": 64 * 64, "max_pixels": 96 * 96}},
     },
     "lighton_ocr": {
         "config": {"vision_config": {"image_size": 168}},

@@ -115,24 +115,6 @@ def test_projectors_in_a_list_that_take_several_layers_leave_no_vision_layer(fre
         mllm.width(VISION)
 
 
-def test_a_module_that_gets_text_beside_the_tower_s_output_shows_the_latter(fresh: Load) -> None:
-    """As the cross-attention of IDEFICS: states of text come first, then a view of the tower's output."""
-    mllm = fresh("llava")
-    inner = mllm.model.model
-    text = torch.randn(2, 5, 16)
-    inner.cross_attention = nn.Bilinear(16, 16, 1)
-    inner.cross_attention.forward = lambda states, image: image
-    run_beside_the_tower(
-        mllm, lambda _, output: inner.cross_attention(text, output.last_hidden_state.flatten(0, 1).unflatten(0, (2, -1)))
-    )
-    tower: list[torch.Tensor] = []
-    inner.vision_tower.register_forward_hook(lambda _, __, output: tower.append(output.last_hidden_state))
-    shown: list[torch.Tensor] = []
-    inputs = mllm.prepare([noise(320, 240), noise(200, 330, seed=2)], "Describe.")
-    mllm.visit(inputs, lambda _, states, __: shown.append(states), [VISION])
-    assert torch.equal(shown[0], tower[0])  # with its CLS token, which is dropped only for the projector
-
-
 def test_layers_of_a_decoder_that_stand_beside_the_tower_are_no_projectors(fresh: Load) -> None:
     mllm = fresh("llava")
     mllm.model.model.layers = mllm.decoder.layers

@@ -13,7 +13,7 @@ from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM, Inputs
 from innervision.mllm.architecture import find_decoder
 from innervision.mllm.inputs import share_out
-from innervision.mllm.vision import channels_last, split_by_image
+from innervision.mllm.vision import channels_last, handed_over, split_by_image
 from innervision.mllm.walk import Walk
 from tiny_mllms import FAMILIES
 
@@ -240,6 +240,19 @@ def test_things_are_shared_out_in_whole_multiples_only(total: int, counts: list[
     """9 would divide as 3 and 6, which says nothing."""
     found = share_out(total, torch.tensor(counts))
     assert (None if found is None else found.tolist()) == shares
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8), (2, 6, 8), (12, 8)])
+def test_what_a_module_receives_from_the_tower_is_a_view_of_its_output_not_the_text_beside_it(shape: tuple) -> None:
+    """As the cross-attention of IDEFICS, which takes states of text first."""
+    features, text, mask = torch.randn(4, 3, 8), torch.randn(2, 5, 16), torch.ones(2, 5)
+    received = handed_over([{"last_hidden_state": features}], (text, None, features.view(shape)), {"mask": mask})
+    assert torch.equal(received, features.view(shape))
+
+
+def test_what_a_module_receives_of_an_inner_layer_is_its_first_tensor() -> None:
+    features, cropped = torch.randn(4, 3, 8), torch.randn(4, 2, 8)
+    assert handed_over([{"last_hidden_state": features}], (cropped, torch.randn(2, 5)), {}) is cropped
 
 
 def test_maps_for_a_convolution_are_read_by_channel() -> None:
