@@ -110,12 +110,8 @@ def family_processor(
             parts[name] = tokenizer
         elif name == "image_processor":
             parts[name] = image_processor(family, hints, vision)
-        elif name == "video_processor" and (video := _class(VIDEO_PROCESSOR_MAPPING_NAMES, family, hints.get(name))):
-            parts[name] = video(**hints.get("video_options", {}))
-        elif name == "feature_extractor" and (
-            audio := _class(FEATURE_EXTRACTOR_MAPPING_NAMES, family, hints.get(name))
-        ):
-            parts[name] = audio()
+        elif name in MAPPINGS and (part := _class(MAPPINGS[name], family, hints.get(name))):
+            parts[name] = part(**hints.get(f"{name}_options", {}))
         elif name == "chat_template" and "no_template" not in hints:
             image = hints.get("image", getattr(tokenizer, "image_token", "<image>"))
             parts[name] = write_template("<|im_start|>{role}\n", image, "\n", reply="<|im_start|>assistant\n")

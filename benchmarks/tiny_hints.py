@@ -253,7 +253,8 @@ HINTS: dict[str, dict[str, Any]] = {
             "text_config": {"per_layer_config": {}, "num_key_value_heads": 4},
             "vision_config": {"per_layer_config": {}, "adapter_in_dim": 32},
             "audio_config": {"adapter_input_size": 32},
-        }
+        },
+        "image_processor": {"temporal_patch_size": 1},
     },
     "got_ocr2": {
         "config": {"vision_config": {"image_size": 1024, "num_hidden_layers": 1, "global_attn_indexes": []}},
