@@ -124,8 +124,8 @@ def image_processor(family: str, hints: dict[str, Any], vision: PreTrainedConfig
     usual, small = cls(), {}
     size = {key: value for key, value in dict(getattr(usual, "size", None) or {}).items() if value}
     side, patch = (_first(getattr(vision, name, None)) for name in ("image_size", "patch_size"))
-    if isinstance(patch, int) and isinstance(getattr(usual, "patch_size", None), int):
-        small["patch_size"] = patch
+    if isinstance(patch, int) and getattr(usual, "patch_size", None):
+        small["patch_size"] = patch if isinstance(usual.patch_size, int) else {"height": patch, "width": patch}
     if size.get("longest_edge", 0) > LARGEST_SIDE:  # an area
         token = (patch or usual.patch_size) * (getattr(usual, "merge_size", None) or 1)
         small["size"] = {"shortest_edge": (2 * token) ** 2, "longest_edge": (6 * token) ** 2}

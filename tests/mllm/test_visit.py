@@ -235,6 +235,18 @@ def test_features_are_shared_out_by_the_grid_not_by_tokens_that_end_rows() -> No
     assert [len(piece) for piece in pieces] == [8, 24]
 
 
+def test_features_are_shared_out_by_the_patches_of_the_sizes_also_where_a_merge_leaves_an_odd_row_out() -> None:
+    """12 x 9 and 3 x 6 patches of 14 pixels, of which 2 x 2 make a token: 6 x 4 and 1 x 3 tokens."""
+    mask = torch.zeros(2, 24, dtype=torch.bool)
+    mask[0], mask[1, :3] = True, True
+    sizes = torch.tensor([[168, 126], [42, 84]])
+    inputs = Inputs({"image_sizes": sizes}, mask, mask, sizes, None)
+    pieces = split_by_image(torch.arange(126.0)[:, None], inputs, patch_size=14)
+    assert pieces is not None
+    assert [len(piece) for piece in pieces] == [108, 18]
+    assert split_by_image(torch.arange(125.0)[:, None], inputs, patch_size=14) is None
+
+
 @pytest.mark.parametrize(("total", "counts", "shares"), [(6, [4, 8], [2, 4]), (24, [4, 8], [8, 16]), (9, [4, 8], None)])
 def test_things_are_shared_out_in_whole_multiples_only(total: int, counts: list[int], shares: list[int] | None) -> None:
     """9 would divide as 3 and 6, which says nothing."""

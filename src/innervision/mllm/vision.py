@@ -179,7 +179,7 @@ def split_by_image(features: Tensor, inputs: Inputs, patch_size: int | None = No
     width = features.shape[-1]
     num_images = len(inputs.mask)
     if features.dim() == 2 or (features.dim() == 3 and len(features) == 1 and num_images > 1):
-        shares = shares_of_sequence(features.numel() // width, inputs)
+        shares = shares_of_sequence(features.numel() // width, inputs, patch_size)
         return None if shares is None else list(features.reshape(-1, width).split(shares.tolist()))
     real, owner = tiles_of(inputs)
     if real is None or owner is None:
@@ -218,14 +218,21 @@ def _one_call_per_image(calls: list[Tensor], inputs: Inputs) -> list[Tensor] | N
     return pieces if shares is not None and [len(piece) for piece in pieces] == shares.tolist() else None
 
 
-def shares_of_sequence(total: int, inputs: Inputs) -> Tensor | None:
+def shares_of_sequence(total: int, inputs: Inputs, patch_size: int | None = None) -> Tensor | None:
     """Give how many of `total` features each image has, where they come as one sequence.  # (B,)
 
-    That is in proportion to the patches of its grid, where the processor tells it, else to its image tokens.
+    That is in proportion to the patches of its grid, where the processor tells it; as many as the patches (of
+    `patch_size` pixels a side) in the size that it tells, also where the model merges patches and leaves an odd row
+    out; else in proportion to its image tokens.
     """
-    grid = inputs.tensors.get("image_grid_thw")
-    if isinstance(grid, Tensor) and len(grid) == len(inputs.mask):
+    num_images = len(inputs.mask)
+    grid, sizes = (inputs.tensors.get(key) for key in ("image_grid_thw", "image_sizes"))
+    if isinstance(grid, Tensor) and len(grid) == num_images:
         return share_out(total, grid.prod(dim=1))
+    if isinstance(sizes, Tensor) and sizes.shape == (num_images, 2) and isinstance(patch_size, int):
+        patches = (sizes // patch_size).prod(dim=1)
+        if int(patches.sum()) == total:
+            return patches
     return share_out(total, inputs.image_mask.sum(dim=1))
 
 
