@@ -37,7 +37,7 @@ def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
 
 def llava(chat_template: str | None = "llava") -> Pair:
     """CLIP's CLS token is dropped by the model; all images are cropped to one square."""
-    tokenizer = _tokenizer("<s>", "</s>", "<pad>", named={"image_token": "<image>"}, add_bos=True)
+    tokenizer = byte_tokenizer("<s>", "</s>", "<pad>", named={"image_token": "<image>"}, add_bos=True)
     config = hf.LlavaConfig(
         vision_config=_clip(),
         text_config=hf.LlamaConfig(**_text(tokenizer)),
@@ -76,7 +76,7 @@ def vipllava() -> Pair:
 
 def llava_next() -> Pair:
     """The whole image and its tiles, a learned vector closing each row."""
-    tokenizer = _tokenizer("<s>", "</s>", "<pad>", named={"image_token": "<image>"}, add_bos=True)
+    tokenizer = byte_tokenizer("<s>", "</s>", "<pad>", named={"image_token": "<image>"}, add_bos=True)
     config = hf.LlavaNextConfig(
         vision_config=_clip(),
         text_config=hf.MistralConfig(**_text(tokenizer), sliding_window=None),
@@ -92,7 +92,7 @@ def llava_next() -> Pair:
         patch_size=7,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_chat("[INST] ", "<image>\n", " [/INST]", reply=""),
+        chat_template=write_template("[INST] ", "<image>\n", " [/INST]", reply=""),
     )
     return hf.LlavaNextForConditionalGeneration(config), processor
 
@@ -100,7 +100,7 @@ def llava_next() -> Pair:
 def llava_onevision() -> Pair:
     """As LLaVA-NeXT, with SigLIP (no CLS token), and a processor that takes videos too."""
     named = {"image_token": "<image>", "video_token": "<video>"}
-    tokenizer = _tokenizer(None, "<|im_end|>", "<|endoftext|>", named, ["<|im_start|>"])
+    tokenizer = byte_tokenizer(None, "<|im_end|>", "<|endoftext|>", named, ["<|im_start|>"])
     config = hf.LlavaOnevisionConfig(
         vision_config=_siglip(28, vision_use_head=False),
         text_config=hf.Qwen2Config(**_text(tokenizer)),
@@ -174,7 +174,7 @@ def internvl() -> Pair:
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }
-    tokenizer = _tokenizer(None, "<|im_end|>", "<|endoftext|>", named, ["<|im_start|>"])
+    tokenizer = byte_tokenizer(None, "<|im_end|>", "<|endoftext|>", named, ["<|im_start|>"])
     config = hf.InternVLConfig(
         vision_config=_vision(image_size=42, use_mean_pooling=False, layer_scale_init_value=1.0),
         text_config=hf.Qwen2Config(**_text(tokenizer)),
@@ -195,7 +195,7 @@ def internvl() -> Pair:
 
 def smolvlm() -> Pair:
     """Rows and columns of tiles, each announced by a tag, then the whole image; padded with empty images."""
-    tokenizer = _tokenizer("<|im_start|>", "<end_of_utterance>", "<|im_end|>", _IDEFICS3_TOKENS, _IDEFICS3_TAGS)
+    tokenizer = byte_tokenizer("<|im_start|>", "<end_of_utterance>", "<|im_end|>", _IDEFICS3_TOKENS, _IDEFICS3_TAGS)
     config = hf.SmolVLMConfig(
         vision_config=_vision(image_size=42),
         text_config=hf.LlamaConfig(**_text(tokenizer)),
@@ -216,7 +216,7 @@ def smolvlm() -> Pair:
 
 def idefics3() -> Pair:
     """As SmolVLM, with another processor, and a tokenizer that puts a start token itself."""
-    tokenizer = _tokenizer(
+    tokenizer = byte_tokenizer(
         "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", _IDEFICS3_TOKENS, _IDEFICS3_TAGS, add_bos=True
     )
     config = hf.Idefics3Config(
@@ -237,7 +237,7 @@ def idefics3() -> Pair:
 
 def paligemma() -> Pair:
     """No chat template; image and prompt see each other in both directions; states scaled on entry."""
-    tokenizer = _tokenizer("<bos>", "<eos>", "<pad>", named={"image_token": "<image>"}, padding_side="left")
+    tokenizer = byte_tokenizer("<bos>", "<eos>", "<pad>", named={"image_token": "<image>"}, padding_side="left")
     image_processor = hf.SiglipImageProcessor(size={"height": 28, "width": 28})
     image_processor.image_seq_length = 16
     processor = hf.PaliGemmaProcessor(image_processor, tokenizer)
@@ -259,7 +259,7 @@ def gemma3() -> Pair:
         "eoi_token": "<end_of_image>",
     }
     turns = ["<start_of_turn>", "<end_of_turn>"]
-    tokenizer = _tokenizer("<bos>", "<eos>", "<pad>", named, turns, padding_side="left", add_bos=True)
+    tokenizer = byte_tokenizer("<bos>", "<eos>", "<pad>", named, turns, padding_side="left", add_bos=True)
     layers = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
     config = hf.Gemma3Config(
         vision_config=_siglip(56, vision_use_head=False),
@@ -283,7 +283,7 @@ def gemma3() -> Pair:
 def idefics2() -> Pair:
     """Images keep their shape behind a mask; a perceiver makes them eight tokens each, between two marks."""
     named = {"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}
-    tokenizer = _tokenizer("<s>", "</s>", "<unk>", named, ["<end_of_utterance>"], add_bos=True)
+    tokenizer = byte_tokenizer("<s>", "</s>", "<unk>", named, ["<end_of_utterance>"], add_bos=True)
     perceiver = {"hidden_size": 32, "resampler_n_latents": 8, "resampler_depth": 2, "resampler_n_heads": 4}
     config = hf.Idefics2Config(
         vision_config=_vision(image_size=42),
@@ -305,7 +305,7 @@ def idefics2() -> Pair:
 def mistral3() -> Pair:
     """Pixtral: any shape, a break token after each row of image tokens, four patches merged to one token."""
     marks = ["[INST]", "[/INST]", "[IMG_BREAK]", "[IMG_END]"]
-    tokenizer = _tokenizer("<s>", "</s>", "<pad>", {"image_token": "[IMG]"}, marks, add_bos=True)
+    tokenizer = byte_tokenizer("<s>", "</s>", "<pad>", {"image_token": "[IMG]"}, marks, add_bos=True)
     config = hf.Mistral3Config(
         vision_config=hf.PixtralVisionConfig(**_vision(image_size=84)),
         text_config=hf.MistralConfig(**_text(tokenizer), sliding_window=None),
@@ -317,7 +317,7 @@ def mistral3() -> Pair:
         tokenizer,
         patch_size=7,
         spatial_merge_size=2,
-        chat_template=_chat("[INST]", "[IMG]", "[/INST]", reply=""),
+        chat_template=write_template("[INST]", "[IMG]", "[/INST]", reply=""),
     )
     return hf.Mistral3ForConditionalGeneration(config), processor
 
@@ -327,7 +327,7 @@ def aya_vision() -> Pair:
     marks = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL"]
     marks += [f"TILE_{tile}" for tile in range(1, 5)] + ["<image>", "<|START_OF_TURN_TOKEN|>"]
     named = {"patch_token": "<|IMG_PATCH|>"}
-    tokenizer = _tokenizer("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<PAD>", named, marks, add_bos=True)
+    tokenizer = byte_tokenizer("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<PAD>", named, marks, add_bos=True)
     layers = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
     config = hf.AyaVisionConfig(
         vision_config=_siglip(56, vision_use_head=False),
@@ -340,7 +340,7 @@ def aya_vision() -> Pair:
         patch_size=7,
         downsample_factor=2,
         img_size=56,
-        chat_template=_chat("<|START_OF_TURN_TOKEN|>{role}", "<image>", "<|END_OF_TURN_TOKEN|>", reply=""),
+        chat_template=write_template("<|START_OF_TURN_TOKEN|>{role}", "<image>", "<|END_OF_TURN_TOKEN|>", reply=""),
     )
     return hf.AyaVisionForConditionalGeneration(config), processor
 
@@ -354,7 +354,7 @@ def lfm2_vl() -> Pair:
         "image_thumbnail": "<|img_thumbnail|>",
     }
     tags = ["<|im_start|>", *(f"<|img_row_{row}_col_{col}|>" for row in range(1, 5) for col in range(1, 5))]
-    tokenizer = _tokenizer("<|startoftext|>", "<|im_end|>", "<|pad|>", named, tags, add_bos=True)
+    tokenizer = byte_tokenizer("<|startoftext|>", "<|im_end|>", "<|pad|>", named, tags, add_bos=True)
     vision = {k: v for k, v in _vision().items() if k != "initializer_range"}
     config = hf.Lfm2VlConfig(
         vision_config=hf.Siglip2VisionConfig(**vision, num_patches=16, vision_use_head=False),
@@ -386,7 +386,7 @@ def mllama() -> Pair:
     """The image enters by cross-attention in layers 2 and 4; one image token, outside the vocabulary."""
     tags = ["<|python_tag|>", "<|start_header_id|>", "<|end_header_id|>"]
     named = {"image_token": "<|image|>"}  # the last entry: its id is the size of the vocabulary
-    tokenizer = _tokenizer("<|begin_of_text|>", "<|eot_id|>", "<|pad|>", named, tags, add_bos=True)
+    tokenizer = byte_tokenizer("<|begin_of_text|>", "<|eot_id|>", "<|pad|>", named, tags, add_bos=True)
     text = _text(tokenizer) | {"vocab_size": tokenizer.image_token_id, "cross_attention_layers": [1, 3]}
     vision = _vision(image_size=28, num_global_layers=1, intermediate_layers_indices=[0, 1], vision_output_dim=48)
     vision["attention_heads"] = vision.pop("num_attention_heads")
@@ -400,7 +400,7 @@ def mllama() -> Pair:
         hf.MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=4),
         tokenizer,
         chat_template="{{ bos_token }}"
-        + _chat(
+        + write_template(
             "<|start_header_id|>{role}<|end_header_id|>\n\n",
             "<|image|>",
             "<|eot_id|>",
@@ -412,7 +412,7 @@ def mllama() -> Pair:
 
 def blip_2() -> Pair:
     """No chat template; the processor puts image tokens first; Q-Former; the decoder (OPT) is wrapped."""
-    tokenizer = _tokenizer("<s>", "</s>", "<pad>", {}, ["<image>"], padding_side="right", add_bos=True)
+    tokenizer = byte_tokenizer("<s>", "</s>", "<pad>", {}, ["<image>"], padding_side="right", add_bos=True)
     text = _text(tokenizer)
     config = hf.Blip2Config(
         vision_config=hf.Blip2VisionConfig(**_vision(image_size=28)),
@@ -476,7 +476,7 @@ def glm4v() -> Pair:
         "video_start_token": "<|begin_of_video|>",
         "video_end_token": "<|end_of_video|>",
     }
-    tokenizer = _tokenizer(None, "<|endoftext|>", "<|endoftext|>", named, ["[gMASK]", "<|user|>", "<|assistant|>"])
+    tokenizer = byte_tokenizer(None, "<|endoftext|>", "<|endoftext|>", named, ["[gMASK]", "<|user|>", "<|assistant|>"])
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "num_heads": 2}
     config = hf.Glm4vConfig(
         vision_config=vision | {"image_size": 28, "patch_size": 7, "initializer_range": 0.2},
@@ -489,14 +489,14 @@ def glm4v() -> Pair:
         tokenizer,
         hf.Glm4vVideoProcessor(size=size, patch_size=7),
         chat_template="[gMASK]"
-        + _chat("<|{role}|>\n", "<|begin_of_image|><|image|><|end_of_image|>", "", reply="<|assistant|>\n"),
+        + write_template("<|{role}|>\n", "<|begin_of_image|><|image|><|end_of_image|>", "", reply="<|assistant|>\n"),
     )
     return hf.Glm4vForConditionalGeneration(config), processor
 
 
 def deepseek_vl() -> Pair:
     """The projector is called an aligner; images are padded to a square."""
-    tokenizer = _tokenizer("<bos>", "<eos>", "<pad>", {"image_token": "<image_placeholder>"}, add_bos=True)
+    tokenizer = byte_tokenizer("<bos>", "<eos>", "<pad>", {"image_token": "<image_placeholder>"}, add_bos=True)
     config = hf.DeepseekVLConfig(
         vision_config=_siglip(28, vision_use_head=False),
         text_config=hf.LlamaConfig(**_text(tokenizer)),
@@ -505,7 +505,7 @@ def deepseek_vl() -> Pair:
     processor = hf.DeepseekVLProcessor(
         hf.DeepseekVLImageProcessor(size={"height": 28, "width": 28}),
         tokenizer,
-        chat_template=_chat("User: ", "<image_placeholder>", "\n\n", reply="Assistant:"),
+        chat_template=write_template("User: ", "<image_placeholder>", "\n\n", reply="Assistant:"),
         num_image_tokens=16,
     )
     return hf.DeepseekVLForConditionalGeneration(config), processor
@@ -518,7 +518,7 @@ def janus() -> Pair:
         "boi_token": "<begin_of_image>",
         "eoi_token": "<end_of_image>",
     }
-    tokenizer = _tokenizer("<bos>", "<eos>", "<pad>", named, add_bos=True)
+    tokenizer = byte_tokenizer("<bos>", "<eos>", "<pad>", named, add_bos=True)
     vision = {k: v for k, v in _vision(image_size=28).items() if k != "intermediate_size"}
     drawing = {
         "embed_dim": 4,
@@ -536,7 +536,7 @@ def janus() -> Pair:
     processor = hf.JanusProcessor(
         hf.JanusImageProcessor(size={"height": 28, "width": 28}),
         tokenizer,
-        chat_template=_chat("<|User|>: ", "<image_placeholder>\n", "\n\n", reply="<|Assistant|>:"),
+        chat_template=write_template("<|User|>: ", "<image_placeholder>\n", "\n\n", reply="<|Assistant|>:"),
         num_image_tokens=16,
     )
     return hf.JanusForConditionalGeneration(config), processor
@@ -545,7 +545,7 @@ def janus() -> Pair:
 def ovis2() -> Pair:
     """Image tokens are mixtures of a visual vocabulary, and the five marks around them are learned too."""
     marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
-    tokenizer = _tokenizer(
+    tokenizer = byte_tokenizer(
         None, "<|im_end|>", "<|endoftext|>", {"atom": "<IMG_ATOM>"}, [*marks, "<|im_start|>", "<image>"]
     )
     config = hf.Ovis2Config(
@@ -619,7 +619,7 @@ def gemma3n_text() -> PreTrainedModel:
     return hf.Gemma3nTextModel(config).eval()
 
 
-def _tokenizer(
+def byte_tokenizer(
     bos: str | None,
     eos: str,
     pad: str,
@@ -664,7 +664,7 @@ def _draw(*weights: torch.Tensor) -> None:
         weight.normal_(std=0.5)
 
 
-def _chat(opening: str, image: str, closing: str, reply: str) -> str:
+def write_template(opening: str, image: str, closing: str, reply: str) -> str:
     """Jinja chat template: each message as `opening`, its images and texts in order, `closing`; then `reply`.
 
     `opening` may name `{role}`.
@@ -688,12 +688,14 @@ def _chat(opening: str, image: str, closing: str, reply: str) -> str:
 
 
 def _chatml(image: str) -> str:
-    return _chat("<|im_start|>{role}\n", image, "<|im_end|>\n", reply="<|im_start|>assistant\n")
+    return write_template("<|im_start|>{role}\n", image, "<|im_end|>\n", reply="<|im_start|>assistant\n")
 
 
-_USER_ASSISTANT = _chat("USER: ", "<image>\n", " ", reply="ASSISTANT:")
-_GEMMA_CHAT = _chat("<start_of_turn>{role}\n", "<start_of_image>", "<end_of_turn>\n", reply="<start_of_turn>model\n")
-_IDEFICS_CHAT = _chat("User:", "<image>", "<end_of_utterance>\n", reply="Assistant:")
+_USER_ASSISTANT = write_template("USER: ", "<image>\n", " ", reply="ASSISTANT:")
+_GEMMA_CHAT = write_template(
+    "<start_of_turn>{role}\n", "<start_of_image>", "<end_of_turn>\n", reply="<start_of_turn>model\n"
+)
+_IDEFICS_CHAT = write_template("User:", "<image>", "<end_of_utterance>\n", reply="Assistant:")
 _IDEFICS3_TOKENS = {
     "image_token": "<image>",
     "fake_image_token": "<fake_token_around_image>",
@@ -744,7 +746,7 @@ def _qwen_tokenizer() -> PreTrainedTokenizerFast:
         "vision_start_token": "<|vision_start|>",
         "vision_end_token": "<|vision_end|>",
     }
-    return _tokenizer(None, "<|im_end|>", "<|endoftext|>", named, ["<|im_start|>"])
+    return byte_tokenizer(None, "<|im_end|>", "<|endoftext|>", named, ["<|im_start|>"])
 
 
 def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

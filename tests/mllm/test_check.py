@@ -115,6 +115,28 @@ def test_projectors_in_a_list_that_take_several_layers_leave_no_vision_layer(fre
         mllm.width(VISION)
 
 
+def test_layers_of_a_decoder_that_stand_beside_the_tower_are_no_projectors(fresh: Load) -> None:
+    mllm = fresh("llava")
+    mllm.model.model.layers = mllm.decoder.layers
+    assert not {*mllm.decoder.layers} & {*mllm.vision_stage.neighbours}
+
+
+def test_hidden_states_of_another_module_are_not_compared(fresh: Load) -> None:
+    """As those of BLIP's vision tower, which the output gives by the same name."""
+    mllm = fresh("llava")
+    forward = mllm.model.forward
+
+    def with_states_of_the_tower(**inputs: object) -> object:
+        output = forward(**inputs)
+        output["hidden_states"] = (torch.zeros(2, 17, 16),) * 4
+        return output
+
+    mllm.model.forward = with_states_of_the_tower
+    finding = hidden_states_agree(mllm)
+    assert finding.verdict == "warning"
+    assert finding.detail == "cannot be compared: the model gives no hidden_states of its decoder"
+
+
 @pytest.mark.parametrize("calls", [2, 3])
 def test_a_tower_that_runs_several_times_leaves_no_vision_layer(calls: int, fresh: Load) -> None:
     """As where the whole image and its crops are calls of their own: also where these are as many as the images."""

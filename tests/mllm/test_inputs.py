@@ -43,10 +43,10 @@ def test_a_prompt_stands_alone_where_the_model_names_no_image_token() -> None:
 def test_image_tokens_without_an_id_are_those_of_the_processors_mask() -> None:
     class Marking(Processor):
         def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
-            return super().__call__(*args, **options) | {"image_embeds_position_mask": torch.tensor([[0, 1, 1]] * 2)}
+            return super().__call__(*args, **options) | {"image_embeds_position_mask": torch.tensor([[-1, 1, 0]] * 2)}
 
-    inputs = InputBuilder(Marking(), NO_TOKEN)(IMAGES, "Describe.")
-    assert inputs.image_mask.tolist() == [[False, True, True]] * 2
+    inputs = InputBuilder(Marking(), NO_TOKEN)(IMAGES, "Describe.")  # -1 marks the begin or the end of an image
+    assert inputs.image_mask.tolist() == [[False, True, False]] * 2
 
 
 def test_a_processor_that_refuses_a_list_for_each_text_gets_the_images_one_by_one() -> None:

@@ -1,6 +1,7 @@
 """Places that are found by experiment, against positions worked out by hand from each family's processor."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def test_places_do_not_depend_on_the_batch_or_the_order_of_sizes(family: str, lo
         assert places.keys() == {0}
         for size, found, shown in zip(order, places[0], inputs.image_mask, strict=True):
             np.testing.assert_array_equal(found[shown].numpy(), alone[size].astype(np.float32))
+
+
+def test_arguments_that_are_lists_change_nothing(load_family: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some processors count the tiles of each image in a list of numbers, which the model takes."""
+    mllm = load_family("llava")
+    expected, forward = find(mllm, (90, 120)), mllm.model.forward
+
+    def prepare(images: list[Image.Image]) -> Inputs:
+        inputs = mllm.prepare(images, "Describe.")
+        return replace(inputs, tensors=inputs.tensors | {"num_tiles": [1] * len(images)})
+
+    monkeypatch.setattr(mllm.model, "forward", lambda num_tiles, **tensors: forward(**tensors))
+    inputs = prepare([Image.new("RGB", (120, 90))])
+    found = PlaceFinder(mllm, prepare).find(inputs, [0])[0][inputs.image_mask]
+    assert np.array_equal(found.double().numpy(), expected)
 
 
 def test_sizes_share_experiments(load_family: Load, monkeypatch: pytest.MonkeyPatch) -> None:

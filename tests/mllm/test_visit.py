@@ -12,7 +12,7 @@ from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM, Inputs
 from innervision.mllm.architecture import find_decoder
 from innervision.mllm.inputs import share_out
-from innervision.mllm.vision import channels_last, split_by_image
+from innervision.mllm.vision import channels_last, handed_over, split_by_image
 from innervision.mllm.walk import Walk
 from tiny_mllms import FAMILIES, WITHOUT_VISION_LAYER, gemma3n_text
 
@@ -214,11 +214,36 @@ def test_features_are_shared_out_by_the_grid_not_by_tokens_that_end_rows() -> No
     assert [len(piece) for piece in pieces] == [8, 24]
 
 
+def test_features_are_shared_out_by_the_patches_of_the_sizes_also_where_a_merge_leaves_an_odd_row_out() -> None:
+    """12 x 9 and 3 x 6 patches of 14 pixels, of which 2 x 2 make a token: 6 x 4 and 1 x 3 tokens."""
+    mask = torch.zeros(2, 24, dtype=torch.bool)
+    mask[0], mask[1, :3] = True, True
+    sizes = torch.tensor([[168, 126], [42, 84]])
+    inputs = Inputs({"image_sizes": sizes}, mask, mask, sizes, None)
+    pieces = split_by_image(torch.arange(126.0)[:, None], inputs, patch_size=14)
+    assert pieces is not None
+    assert [len(piece) for piece in pieces] == [108, 18]
+    assert split_by_image(torch.arange(125.0)[:, None], inputs, patch_size=14) is None
+
+
 @pytest.mark.parametrize(("total", "counts", "shares"), [(6, [4, 8], [2, 4]), (24, [4, 8], [8, 16]), (9, [4, 8], None)])
 def test_things_are_shared_out_in_whole_multiples_only(total: int, counts: list[int], shares: list[int] | None) -> None:
     """9 would divide as 3 and 6, which says nothing."""
     found = share_out(total, torch.tensor(counts))
     assert (None if found is None else found.tolist()) == shares
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8), (2, 6, 8), (12, 8)])
+def test_what_a_module_receives_from_the_tower_is_a_view_of_its_output_not_the_text_beside_it(shape: tuple) -> None:
+    """As the cross-attention of IDEFICS, which takes states of text first."""
+    features, text, mask = torch.randn(4, 3, 8), torch.randn(2, 5, 16), torch.ones(2, 5)
+    received = handed_over([{"last_hidden_state": features}], (text, None, features.view(shape)), {"mask": mask})
+    assert torch.equal(received, features.view(shape))
+
+
+def test_what_a_module_receives_of_an_inner_layer_is_its_first_tensor() -> None:
+    features, cropped = torch.randn(4, 3, 8), torch.randn(4, 2, 8)
+    assert handed_over([{"last_hidden_state": features}], (cropped, torch.randn(2, 5)), {}) is cropped
 
 
 def test_maps_for_a_convolution_are_read_by_channel() -> None:

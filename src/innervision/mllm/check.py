@@ -91,8 +91,8 @@ def hidden_states_agree(mllm: MLLM, prompt: str = SAMPLE_PROMPT) -> Finding:
     except Exception as error:  # a model can raise anything
         return Finding(test, "warning", f"cannot be compared: Transformers raises {type(error).__name__}: {error}")
     expected = output.get("hidden_states") or getattr(output.get("language_model_outputs"), "hidden_states", None)
-    if expected is None:
-        return Finding(test, "warning", "cannot be compared: the model gives no hidden_states")
+    if expected is None or join_streams(expected[0], given.mask.shape) is None:
+        return Finding(test, "warning", "cannot be compared: the model gives no hidden_states of its decoder")
     if len(expected) != len(seen):
         return Finding(test, "error", f"Transformers gives {len(expected)} hidden_states, not {len(seen)}")
     differences = []

@@ -183,13 +183,16 @@ class InputBuilder:
         return bool(self._image_mask(encoded).any())
 
     def _image_mask(self, encoded: dict[str, Any]) -> Tensor:
-        """Find the image tokens by their id or, where they have none of their own, by the processor's mask."""
+        """Find the image tokens by their id or, where they have none of their own, by the processor's mask.
+
+        In that mask 1 is an image token, 0 is text, and -1 is a mark before or after the image.
+        """
         ids = encoded["input_ids"]
         token = image_token_id(self.config)
         if token is not None:
             return ids == token
         given = encoded.get("image_embeds_position_mask")
-        return torch.zeros_like(ids, dtype=torch.bool) if given is None else given.bool()
+        return torch.zeros_like(ids, dtype=torch.bool) if given is None else given > 0
 
 
 def join_unequal(encoded: dict[str, Any]) -> dict[str, Any]:

@@ -133,15 +133,16 @@ class PlaceFinder:
         pixels = [np.broadcast_to(level.round().astype(np.uint8), (height, width)) for level in levels]
         inputs = self.prepare([fromarray(np.repeat(each[:, :, None], 3, axis=2)) for each in pixels])
         shows = []
-        for tensor in inputs.tensors.values():
+        tensors = {key: value for key, value in inputs.tensors.items() if isinstance(value, Tensor)}
+        for tensor in tensors.values():
             if tensor.numel() % 4 == 0 and not torch.equal(*(each := tensor.reshape(4, -1).float())[:2]):
                 some = torch.randint(each.shape[1], (SAMPLES,), generator=torch.Generator().manual_seed(0))
                 black, white, rows, columns = each[:, some].double()
                 lit = (white - black).abs() > 0.5 * (white - black).abs().max()  # not mixed with padding
                 shows.append(((torch.stack([rows, columns]) - black) / (white - black)).masked_fill(~lit, float("nan")))
         return _View(
-            shapes={key: tuple(tensor.shape) for key, tensor in inputs.tensors.items()},
-            ids=tuple(inputs.tensors["input_ids"][0].tolist()) if "input_ids" in inputs.tensors else (),
+            shapes={key: tuple(tensor.shape) for key, tensor in tensors.items()},
+            ids=tuple(tensors["input_ids"][0].tolist()) if "input_ids" in tensors else (),
             shows=torch.cat(shows, dim=1).numpy() if shows else np.zeros((2, 0)),
             image_tokens=int(inputs.image_mask[0].sum()),
         )

@@ -38,10 +38,9 @@ def find_vision_stage(model: PreTrainedModel, decoder: Decoder) -> VisionStage:
             "so there is no layer -1 (vision); ask for layers from 0 on"
         )
     parent = next(module for module in model.modules() if any(child is tower for child in module.children()))
+    of_decoder = {decoder.module, *decoder.layers}
     neighbours = [
-        child
-        for child in called_children(parent)
-        if child is not tower and not any(module is decoder.module for module in child.modules())
+        child for child in called_children(parent) if child is not tower and of_decoder.isdisjoint(child.modules())
     ]
     return VisionStage(tower, neighbours)
 
@@ -232,12 +231,15 @@ class Found:
 def handed_over(tower_outputs: list[Any], args: tuple, kwargs: dict) -> Tensor | None:
     """Give what a module received from the vision tower; None where it was called without features.
 
-    That is the tower's own output, where it is among the tensors that the module was called with, else the first
-    of them (the output of an inner layer, cropped or shuffled).
+    That is the tower's own output or a view of it, where one is among the tensors that the module was called with
+    (which may be text too, as in cross-attention), else the first of them (the output of an inner layer, cropped or
+    shuffled).
     """
     last = [getattr(output, "last_hidden_state", None) for output in tower_outputs]
     values = [value for value in _tensors(args, kwargs) if value.is_floating_point() and value.dim() > 1]
-    return next((value for value in values if any(value is features for features in last)), next(iter(values), None))
+    own = [value for value in values if any(value is features for features in last)]
+    views = [value for value in values if any(_same_storage(value, leaf) for leaf in _leaves(tower_outputs))]
+    return next(iter([*own, *views, *values]), None)
 
 
 def channels_last(features: Tensor, projector: nn.Module) -> Tensor:
@@ -258,7 +260,7 @@ def split_by_image(features: Tensor, inputs: Inputs, patch_size: int | None = No
     width = features.shape[-1]
     num_images = len(inputs.mask)
     if features.dim() == 2 or (features.dim() == 3 and len(features) == 1 and num_images > 1):
-        shares = shares_of_sequence(features.numel() // width, inputs)
+        shares = shares_of_sequence(features.numel() // width, inputs, patch_size)
         return None if shares is None else list(features.reshape(-1, width).split(shares.tolist()))
     real, owner = tiles_of(inputs)
     if real is None or owner is None:
@@ -304,14 +306,21 @@ def _one_call_per_image(calls: list[Tensor], inputs: Inputs) -> list[Tensor] | N
     return pieces if shares is not None and [len(piece) for piece in pieces] == shares.tolist() else None
 
 
-def shares_of_sequence(total: int, inputs: Inputs) -> Tensor | None:
+def shares_of_sequence(total: int, inputs: Inputs, patch_size: int | None = None) -> Tensor | None:
     """Give how many of `total` features each image has, where they come as one sequence.  # (B,)
 
-    That is in proportion to the patches of its grid, where the processor tells it, else to its image tokens.
+    That is in proportion to the patches of its grid, where the processor tells it; as many as the patches (of
+    `patch_size` pixels a side) in the size that it tells, also where the model merges patches and leaves an odd row
+    out; else in proportion to its image tokens.
     """
-    grid = inputs.tensors.get("image_grid_thw")
-    if isinstance(grid, Tensor) and len(grid) == len(inputs.mask):
+    num_images = len(inputs.mask)
+    grid, sizes = (inputs.tensors.get(key) for key in ("image_grid_thw", "image_sizes"))
+    if isinstance(grid, Tensor) and len(grid) == num_images:
         return share_out(total, grid.prod(dim=1))
+    if isinstance(sizes, Tensor) and sizes.shape == (num_images, 2) and isinstance(patch_size, int):
+        patches = (sizes // patch_size).prod(dim=1)
+        if int(patches.sum()) == total:
+            return patches
     return share_out(total, inputs.image_mask.sum(dim=1))
 
 
