@@ -133,7 +133,9 @@ def make_descent(bench: Bench, layers: Sequence[int]) -> Descent:
 def _make_probes(bench: Bench, layers: Sequence[int], probe: ProbeSettings) -> tuple[Session, dict[str, ProbeBank]]:
     with bench.mllm.device:
         banks = {target.name: ProbeBank.for_models(bench.mllm, target, layers, probe) for target in bench.targets}
-    return BenchSession(TrainSettings(mllm="", images="", out="", probe=probe), bench.mllm, bench.targets, "train"), banks
+    return BenchSession(
+        TrainSettings(mllm="", images="", out="", probe=probe), bench.mllm, bench.targets, "train"
+    ), banks
 
 
 class BenchSession(Session):

@@ -22,7 +22,8 @@ class PlainLearner:
         self.bench = bench
         self.descent = descent
         self.optimizers = [
-            torch.optim.AdamW(bank.parameters(), lr=1e-3, weight_decay=0.0, fused=True) for bank in descent.banks.values()
+            torch.optim.AdamW(bank.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+            for bank in descent.banks.values()
         ]
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # matrices in bfloat16, as plain code has
 

@@ -113,7 +113,11 @@ def gradient(module: torch.nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
 
-RATIOS = {"ridge/frozen": ("ridge", "frozen"), "resampler/frozen": ("resampler", "frozen"), "plain/resampler": ("plain", "resampler")}
+RATIOS = {
+    "ridge/frozen": ("ridge", "frozen"),
+    "resampler/frozen": ("resampler", "frozen"),
+    "plain/resampler": ("plain", "resampler"),
+}
 """Name -> what is divided by what."""
 
 
