@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,9 @@ from innervision.engine.learner import Learner
 
 EVERY = (4, 2, 1)
 """Every 4th, every 2nd and each of the 32 layers: 8, 16 and 32 probed layers."""
+
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Blocks above 64 KiB go back to the system when they are freed, so that the process is as large as its tensors."""
 
 
 def measure(size: str, device: str) -> dict[str, dict[int, dict[str, int]]]:
@@ -35,17 +39,16 @@ def measure(size: str, device: str) -> dict[str, dict[int, dict[str, int]]]:
     for way in ("ridge", "resampler", "plain"):
         result[way] = {}
         for every in EVERY:
-            found = run_alone(size, device, way, every)
+            found = run_module("benchmarks.memory", size, device, way, str(every), **RETURNED)
             result[way][found.pop("layers")] = found
             say(f"memory, {way}, every {every}: {found['peak'] / 2**20:.0f} MiB without the probes")
     return result
 
 
-def run_alone(size: str, device: str, way: str, every: int) -> dict[str, int]:
-    """Measure one way in a fresh process."""
-    # Blocks above 64 KiB go back to the system when they are freed, so that the process is as large as its tensors.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "benchmarks.memory", size, device, way, str(every)]
+def run_module(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run a module of the benchmark in a fresh process, and read the JSON that it prints last."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"} | environment  # other libraries get as many as PyTorch
+    command = [sys.executable, "-m", module, *arguments]
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 

@@ -190,14 +190,14 @@ def make_batch(size: Size, mllm: MLLM, targets: Sequence[Target], first: int = 0
 
 
 def make_inputs(mllm: MLLM, size: Size, pixels: Tensor) -> Inputs:
-    """Make random text on PyTorch's current device, laid out beside pixels as LLaVA's processor does."""
+    """Make a prompt on PyTorch's current device, the same for all images, laid out as LLaVA's processor does."""
     config = mllm.model.config
     side = config.vision_config.image_size
     num_patches = (side // config.vision_config.patch_size) ** 2
     batch, num_tokens = size.batch, num_patches + max(2, TEXT_TOKENS // size.shrink)
     image_mask = torch.zeros(batch, num_tokens, dtype=torch.bool)
     image_mask[:, 1 : 1 + num_patches] = True
-    ids = torch.randint(config.image_token_index, (batch, num_tokens))
+    ids = torch.arange(num_tokens).expand(batch, -1)
     tensors: dict[str, Tensor] = {
         "input_ids": ids.masked_fill(image_mask, config.image_token_index),
         "attention_mask": torch.ones_like(ids),
