@@ -1,6 +1,7 @@
 """Speed and memory of a step of fitting probes, exact and trained, with random weights.
 
-python -m benchmarks                        on the GPU at full size, or on two CPU cores at a smaller one
+python -m benchmarks                        on the GPU at full size, or on a CPU at a smaller one
+OMP_NUM_THREADS=1 python -m benchmarks      with one thread, where other work runs beside it
 python -m benchmarks --json bench.json      write all numbers, too
 """
 
@@ -44,8 +45,6 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = options.size or ("full" if device.type == "cuda" else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(2)
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
     by_layers = memory.measure(size, device.type)

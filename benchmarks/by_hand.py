@@ -1,6 +1,6 @@
 """Exact probes beside what one would do by hand: keep the states on disk, then scikit-learn's Ridge for each layer.
 
-python -m benchmarks.by_hand                               both, each in a process of its own, on two CPU cores
+python -m benchmarks.by_hand                               both, each in a process of its own
 python -m benchmarks.by_hand SIZE IMAGES FOLDER WAY        one of them (package or hand) in this process
 
 Both see the same images. Ours chooses the penalties, which the other way is then given: by hand they would have to be
@@ -42,7 +42,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {way: run_module("benchmarks.by_hand", options.size, str(options.images), folder, way) for way in WAYS}
         maps, difference = compare(Path(folder))
-    print(f"{SIZES[options.size]}, layer 0 as well, three targets, {options.images} images, two threads")
+    print(
+        f"{SIZES[options.size]}, and layer 0; three targets, {options.images} images, {torch.get_num_threads()} threads"
+    )
     print(f"{'':<32}{'forwards':>12}{'solving':>12}{'peak':>12}{'on disk':>12}")
     for way, title in WAYS.items():
         numbers = found[way]
@@ -172,7 +174,6 @@ def compare(folder: Path) -> tuple[int, float]:
 
 if __name__ == "__main__":
     if len(sys.argv) == 5 and sys.argv[-1] in WAYS:
-        torch.set_num_threads(2)
         print(json.dumps(run_here(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])))
     else:
         main()

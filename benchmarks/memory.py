@@ -47,9 +47,8 @@ def measure(size: str, device: str) -> dict[str, dict[int, dict[str, int]]]:
 
 def run_module(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
     """Run a module of the benchmark in a fresh process, and read the JSON that it prints last."""
-    environment = os.environ | {"OMP_NUM_THREADS": "2"} | environment  # other libraries get as many as PyTorch
     command = [sys.executable, "-m", module, *arguments]
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
@@ -108,5 +107,4 @@ def peak_memory(device: torch.device) -> int:
 
 if __name__ == "__main__":
     name, place, which, step = sys.argv[1:]
-    torch.set_num_threads(2)
     print(json.dumps(measure_here(name, torch.device(place), which, int(step))))

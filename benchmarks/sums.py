@@ -31,7 +31,6 @@ def main() -> None:
     parser.add_argument("--solve", type=int, nargs="*", default=[896, 2048], help="widths to be solved")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    torch.set_num_threads(2)
     print("| width | such as | float32 (accelerator) | float64 (CPU) | solving a layer |")
     print("|---:|---|---:|---:|---:|")
     for width, model in WIDTHS.items():

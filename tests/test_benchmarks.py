@@ -1,12 +1,17 @@
 """The benchmark at its smallest size: it builds, and the ways that it compares do the same work."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from benchmarks import operations
+from benchmarks import by_hand, operations
 from benchmarks.__main__ import keeps
 from benchmarks.models import SIZES, Bench, build, make_descent
+from benchmarks.places import count_full
 from benchmarks.plain import PlainLearner
 from benchmarks.speed import check_same, summarise
+from benchmarks.sums import count_bytes
 
 from innervision.engine.descent import Descent
 
@@ -83,3 +88,34 @@ def test_exact_probes_cost_at_most_an_eighth_of_the_forwards_at_full_size() -> N
     assert 8e12 < counts["mllm"] < 9e12  # 2 × 6.6e9 weights × 596 tokens, attention, and 0.4e12 for the vision tower
     assert counts["ridge"] < 0.125 * frozen
     assert counts["resampler"] < 0.35 * frozen
+
+
+def test_exact_probes_are_those_of_scikit_learn_from_states_on_disk(bench: Bench, tmp_path: Path) -> None:
+    by_hand.fit_ours(bench, 12, tmp_path)
+    by_hand.fit_by_hand(bench, 12, tmp_path)
+    maps, _ = by_hand.compare(tmp_path)
+    assert maps > 0
+    on_disk = np.load(tmp_path / "layer 4.npy", mmap_mode="r")
+    assert on_disk.shape == (12, 36 + 2, 256)
+
+
+def test_weights_that_differ_are_seen(tmp_path: Path) -> None:
+    np.savez(tmp_path / "hand.npz", x=np.array([1.0, 2.0]))
+    np.savez(tmp_path / "package.npz", x=np.array([1.0, 2.0 + 1e-5]))
+    with pytest.raises(AssertionError, match="differ by 5"):
+        by_hand.compare(tmp_path)
+
+
+def test_sums_of_a_layer_of_llava_7b_take_426_mb() -> None:
+    """Two parts of X'X for 576 cells and for one; X'Y for three targets; sums by cell, and pivots of states."""
+    width, features = 4096, 1024 + 1536
+    of_cells = 2 * width * (width + features) + 576 * (3 * width + 2 * features + 2)
+    of_image = 2 * width * (width + 1024) + 3 * width + 2 * 1024 + 2
+    assert count_bytes(width, torch.float32) == 4 * (of_cells + of_image)
+
+
+def test_a_grid_of_tokens_is_paid_once() -> None:
+    """640 × 480 pixels are 23 × 17 tokens of 28 pixels: 0.7 √391 = 14 strips, 2 × (2 × 14 + 1) passes."""
+    once, many = count_full([(480, 640)]), count_full([(480, 640)] * 10 + [(478, 640)])
+    assert once[:2] == many[:2] == (1, 58)
+    assert many[2] == pytest.approx(once[2] / 11)

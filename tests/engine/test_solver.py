@@ -19,10 +19,12 @@ from innervision.engine.fit import fit
 from innervision.engine.interrupt import Stopped
 from innervision.engine.run import RunFolder
 from innervision.engine.session import Session
+from innervision.engine.solver import _check_memory
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
 from innervision.probes import read_metadata
 from innervision.probes.cells import read_all, read_cells
+from innervision.probes.moments import StateMoments
 from innervision.targets.depth import DepthTarget
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
@@ -296,3 +298,8 @@ def test_a_sample_depends_on_the_seed_and_keeps_the_order(settings: TrainSetting
     assert images.sample(9, seed=1).names == names
     assert images.sample(9, seed=2).names != names
     assert images.sample(1000, seed=1).names == images.names
+
+
+def test_a_device_that_does_not_tell_its_free_memory_is_taken_at_its_word() -> None:
+    moments = StateMoments(576, 4096, {"depth": 1024, "seg": 1536}, torch.float32)
+    assert "GFLOP an image" in _check_memory({moments: torch.device("meta")})
