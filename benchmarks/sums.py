@@ -1,6 +1,6 @@
 """What the sums of exact probes take in memory, and how long solving them takes, by the width of the MLLM's states.
 
-python -m benchmarks.sums                     memory by arithmetic; solving measured for widths 896 and 2048
+python -m benchmarks.sums                     memory by arithmetic; solving measured, by default for widths 896 and 2048
 """
 
 import argparse
