@@ -1,9 +1,12 @@
 """The models of the benchmark, built from configurations with random weights: nothing is downloaded."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 import transformers as hf
 from torch import Tensor
 
@@ -11,7 +14,9 @@ from innervision.config import ProbeSettings, TrainSettings
 from innervision.data.loader import Batch
 from innervision.engine.descent import Descent
 from innervision.engine.session import Session
+from innervision.engine.solver import Solver
 from innervision.mllm import MLLM, Inputs
+from innervision.mllm.places import PlaceFinder
 from innervision.probes import ProbeBank
 from innervision.targets.depth import DepthTarget
 from innervision.targets.gen import GenTarget
@@ -62,29 +67,33 @@ MEMORY_SIZES = {"full": Size(1, 1, 8), "cpu": Size(4, 1, 2), "tiny": Size(16, 1,
 """For memory: all have the 32 decoder layers."""
 
 
+SQUARES = 12
+"""Rows, and columns, of squares of colour in an image."""
+
+IMAGES = 10_000
+"""Of a run, so many that no exact probe is solved within the steps that are timed."""
+
+
 @dataclass
 class Bench:
-    """What a step needs, on one device."""
+    """The frozen models and a batch, on one device."""
 
+    size: Size
     mllm: MLLM
     targets: list[Target]
     depth_model: hf.DepthAnythingForDepthEstimation
     """The depth expert with its head; `targets` has its backbone."""
-    banks: dict[str, ProbeBank]
-    layers: list[int]
-    learner: Descent
     batch: Batch
 
 
-def build(size: Size, device: torch.device, every: int = 1) -> Bench:
-    """Build LLaVA-1.5-7B, Depth Anything V2-L, OneFormer's Swin-L, CLIP ViT-H and probes, at a size.
+def build(size: Size, device: torch.device) -> Bench:
+    """Build LLaVA-1.5-7B, Depth Anything V2-L, OneFormer's Swin-L and CLIP ViT-H, at a size.
 
     On an accelerator the MLLM is in bfloat16 and the experts in float32, as in `innervision train`.
 
     Args:
         size: of the models.
         device: where; "meta" builds without memory.
-        every: probe only each layer whose number is a multiple of it.
     """
     torch.manual_seed(0)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -105,31 +114,94 @@ def build(size: Size, device: torch.device, every: int = 1) -> Bench:
         for kind, module, side in experts:
             preparer = Preparer(processor, side // size.side_shrink, side // size.side_shrink)
             targets.append(kind(module, preparer))
-        layers = list(range(every, size.num_layers + 1, every))
-        probe = ProbeSettings(kind="resampler", heads=size.heads(4))
-        banks = {target.name: ProbeBank.for_models(mllm, target, layers, probe) for target in targets}
-        pixels = {
-            target.name: torch.randn(size.batch, 3, target.preparer.height, target.preparer.width) for target in targets
-        }
-        batch = Batch([str(i) for i in range(size.batch)], make_inputs(mllm, size), pixels, bad=[])
-    session = Session(TrainSettings(mllm="", images="", out="", probe=probe), mllm, targets, "train")
-    learner = Descent(session, banks, layers, num_steps=10_000)
-    return Bench(mllm, targets, depth_model, banks, layers, learner, batch)
+        batch = make_batch(size, mllm, targets)
+    return Bench(size, mllm, targets, depth_model, batch)
 
 
-def make_inputs(mllm: MLLM, size: Size) -> Inputs:
-    """Make random pixels and text on PyTorch's current device, as LLaVA's processor would lay them out."""
+def make_solver(bench: Bench, layers: Sequence[int], images: int = IMAGES) -> Solver:
+    """Make the sums of exact probes of all targets, for a run over so many images, which are named "0", "1" …"""
+    session, banks = _make_probes(bench, layers, ProbeSettings(kind="ridge"))
+    return Solver(session, banks, layers, [str(number) for number in range(images)])
+
+
+def make_descent(bench: Bench, layers: Sequence[int]) -> Descent:
+    """Make resamplers of all targets and their optimizer."""
+    session, banks = _make_probes(bench, layers, ProbeSettings(kind="resampler", heads=bench.size.heads(4)))
+    return Descent(session, banks, layers, num_steps=IMAGES)
+
+
+def _make_probes(bench: Bench, layers: Sequence[int], probe: ProbeSettings) -> tuple[Session, dict[str, ProbeBank]]:
+    with bench.mllm.device:
+        banks = {target.name: ProbeBank.for_models(bench.mllm, target, layers, probe) for target in bench.targets}
+    return BenchSession(
+        TrainSettings(mllm="", images="", out="", probe=probe), bench.mllm, bench.targets, "train"
+    ), banks
+
+
+class BenchSession(Session):
+    """Knows the places of LLaVA's tokens: to find them by experiment would take an image processor."""
+
+    @cached_property
+    def place_finder(self) -> PlaceFinder:
+        """Tells where the tokens stand in a square image."""
+        return SquareGrid(self.mllm)
+
+
+class SquareGrid(PlaceFinder):
+    """The image tokens are a grid over the whole of a square image, as LLaVA's are."""
+
+    def __init__(self, mllm: MLLM) -> None:
+        """Take the number of rows and columns from the configuration."""
+        vision = mllm.model.config.vision_config
+        self.side = vision.image_size // vision.patch_size
+
+    def find(self, inputs: Inputs, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Tell the places of the tokens after the first. See `PlaceFinder.find`."""
+        centres = (torch.arange(self.side) + 0.5) / self.side
+        rows, columns = torch.meshgrid(centres, centres, indexing="ij")
+        sizes = torch.full_like(rows, 1 / self.side)
+        grid = torch.stack([rows, columns, sizes, sizes], dim=2).flatten(0, 1)  # (side², 4)
+        places = torch.full((*inputs.mask.shape, 4), float("nan"))
+        places[:, 1 : 1 + len(grid)] = grid
+        return {0: places}
+
+
+def make_batch(size: Size, mllm: MLLM, targets: Sequence[Target], first: int = 0) -> Batch:
+    """Make random images on PyTorch's current device: squares of colour, which the MLLM and the experts see alike.
+
+    Args:
+        size: says how many.
+        mllm: sees them.
+        targets: see them.
+        first: number of the first image, which is its name and makes its colours.
+    """
+    numbers = range(first, first + size.batch)
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        seeds = [torch.Generator().manual_seed(number) for number in numbers]
+        colours = torch.stack([torch.randn(3, SQUARES, SQUARES, generator=seed) for seed in seeds])
+
+    def draw(height: int, width: int) -> Tensor:
+        return F.interpolate(colours, (height, width)).to(device)
+
+    side = mllm.model.config.vision_config.image_size
+    pixels = {target.name: draw(target.preparer.height, target.preparer.width) for target in targets}
+    return Batch([str(number) for number in numbers], make_inputs(mllm, size, draw(side, side)), pixels, bad=[])
+
+
+def make_inputs(mllm: MLLM, size: Size, pixels: Tensor) -> Inputs:
+    """Make a prompt on PyTorch's current device, the same for all images, laid out as LLaVA's processor does."""
     config = mllm.model.config
     side = config.vision_config.image_size
     num_patches = (side // config.vision_config.patch_size) ** 2
     batch, num_tokens = size.batch, num_patches + max(2, TEXT_TOKENS // size.shrink)
     image_mask = torch.zeros(batch, num_tokens, dtype=torch.bool)
     image_mask[:, 1 : 1 + num_patches] = True
-    ids = torch.randint(config.image_token_index, (batch, num_tokens))
+    ids = torch.arange(num_tokens).expand(batch, -1)
     tensors: dict[str, Tensor] = {
         "input_ids": ids.masked_fill(image_mask, config.image_token_index),
         "attention_mask": torch.ones_like(ids),
-        "pixel_values": torch.randn(batch, 3, side, side),
+        "pixel_values": pixels,
     }
     sizes = torch.full((batch, 2), side)
     return Inputs(tensors, torch.ones_like(image_mask), image_mask, sizes, torch.ones(batch, dtype=torch.int64))

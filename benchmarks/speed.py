@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import Bench, Size, build
+from benchmarks.models import Bench, Size, build, make_descent, make_solver
 from benchmarks.plain import PlainLearner
+from innervision.engine.descent import Descent
+from innervision.engine.learner import Learner
 
 
 def measure(size: Size, device: torch.device, repeats: int) -> tuple[dict[str, list[float]], dict[str, int]]:
@@ -19,17 +21,21 @@ def measure(size: Size, device: torch.device, repeats: int) -> tuple[dict[str, l
 
     Returns:
         Seconds of every round, and floating-point operations, by what was measured: mllm, experts (together the
-        frozen forwards), ours, plain. Operations are those of matrices, convolutions and attention.
+        frozen forwards), ridge, resampler (a step of exact or of trained probes, forwards included), plain.
+        Operations are those of matrices, convolutions and attention.
     """
     say("building the models")
     bench = build(size, device)
-    plain = PlainLearner(bench)
-    say("checking that both ways have the same losses and gradients")
-    check_same(bench, plain)
+    layers = range(1, size.num_layers + 1)
+    solver, descent = make_solver(bench, layers), make_descent(bench, layers)
+    plain = PlainLearner(bench, descent)
+    say("checking that the trained and the plain way have the same losses and gradients")
+    check_same(bench, descent, plain)
     ways: dict[str, Callable[[], object]] = {
         "mllm": lambda: forward_mllm(bench),
         "experts": lambda: forward_experts(bench),
-        "ours": lambda: step(bench),
+        "ridge": lambda: step(solver, bench),
+        "resampler": lambda: step(descent, bench),
         "plain": lambda: plain_step(plain),
     }
     flops = {name: count_flops(run) for name, run in ways.items()}
@@ -54,10 +60,10 @@ def count_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def step(bench: Bench) -> None:
-    """Take one step of training with all targets, as `innervision train` does with one micro-batch."""
-    bench.learner.learn(bench.batch)
-    bench.learner.finish_step()
+def step(learner: Learner, bench: Bench) -> None:
+    """Take one step of fitting with all targets, as `innervision train` does with one micro-batch."""
+    learner.learn(bench.batch)
+    learner.finish_step()
 
 
 def plain_step(plain: PlainLearner) -> None:
@@ -79,19 +85,19 @@ def forward_experts(bench: Bench) -> None:
         target.encode(bench.batch.pixels[target.name])
 
 
-def check_same(bench: Bench, plain: PlainLearner) -> None:
+def check_same(bench: Bench, descent: Descent, plain: PlainLearner) -> None:
     """Check that both ways give the same loss of every probe and the same gradients, then drop them.
 
     The tolerance is for sums in another order: in float32, or in bfloat16 on an accelerator.
     """
     tolerance = 1e-4 if bench.mllm.device.type == "cpu" else 2e-2
-    probes = {name: bank.probes[str(bench.layers[0])] for name, bank in bench.banks.items()}
+    probes = {name: bank.probes[str(descent.layers[0])] for name, bank in descent.banks.items()}
     expected = plain.learn()
     expected_gradients = {name: gradient(probe) for name, probe in probes.items()}
-    bench.learner.optimizer.zero_grad(set_to_none=True)
-    bench.learner.learn(bench.batch)
+    descent.optimizer.zero_grad(set_to_none=True)
+    descent.learn(bench.batch)
     gradients = {name: gradient(probe) / len(bench.batch.names) for name, probe in probes.items()}
-    losses = bench.learner.finish_step()["loss"]
+    losses = descent.finish_step()["loss"]
     for name, by_layer in expected.items():
         for layer, loss in by_layer.items():
             value = float(loss.detach())
@@ -107,12 +113,18 @@ def gradient(module: torch.nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
 
+RATIOS = {
+    "ridge/frozen": ("ridge", "frozen"),
+    "resampler/frozen": ("resampler", "frozen"),
+    "plain/resampler": ("plain", "resampler"),
+}
+"""Name -> what is divided by what."""
+
+
 def flop_ratios(flops: dict[str, int]) -> dict[str, float]:
     """Give the ratios of `summarise` for operations, which no other work on the machine changes."""
-    return {
-        "ours/frozen": flops["ours"] / (flops["mllm"] + flops["experts"]),
-        "plain/ours": flops["plain"] / flops["ours"],
-    }
+    counts = flops | {"frozen": flops["mllm"] + flops["experts"]}
+    return {name: counts[above] / counts[below] for name, (above, below) in RATIOS.items()}
 
 
 def summarise(seconds: dict[str, list[float]], batch: int) -> dict[str, dict[str, float]]:
@@ -120,15 +132,13 @@ def summarise(seconds: dict[str, list[float]], batch: int) -> dict[str, dict[str
 
     The ratios are those of the medians; their least and largest are over the rounds.
     """
-    frozen = [a + b for a, b in zip(seconds["mllm"], seconds["experts"], strict=True)]
-    times = {"mllm": seconds["mllm"], "experts": seconds["experts"], "frozen": frozen}
-    times |= {"ours": seconds["ours"], "plain": seconds["plain"]}
-    times["probes"] = [a - b for a, b in zip(seconds["ours"], frozen, strict=True)]
+    times = seconds | {"frozen": [a + b for a, b in zip(seconds["mllm"], seconds["experts"], strict=True)]}
     result = {name: spread(values) for name, values in times.items()}
-    for name, above, below in [("ours/frozen", "ours", "frozen"), ("plain/ours", "plain", "ours")]:
+    for name, (above, below) in RATIOS.items():
         ratios = spread([a / b for a, b in zip(times[above], times[below], strict=True)])
         result[name] = ratios | {"median": result[above]["median"] / result[below]["median"]}
-    result["images/s"] = spread([batch / value for value in times["ours"]])
+    for name in ("ridge", "resampler"):
+        result[f"{name}, images/s"] = spread([batch / value for value in times[name]])
     return result
 
 

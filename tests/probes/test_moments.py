@@ -232,3 +232,17 @@ def test_a_fifth_is_held_out_by_name_alone() -> None:
     assert len(chosen & set(names[:500])) == pytest.approx(100, abs=40)
     assert len(held_out_fifth(["a", "b"])) == 1
     assert held_out_fifth(["a\udcff", "b", "c"])  # a name that is not UTF-8
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 9, 21])
+def test_products_of_states_are_whole_whatever_the_width_of_blocks(width: int) -> None:
+    random = torch.Generator().manual_seed(width)
+    values = torch.randn(6, CELLS, width, generator=random)
+    seen = torch.ones(6, CELLS, dtype=torch.bool)
+    moments = StateMoments(CELLS, width, {}, torch.float64).to_empty(device="cpu")
+    for buffer in moments.buffers():
+        buffer.zero_()
+    moments.add(values, seen, {}, torch.zeros(6, dtype=torch.bool), torch.float64)
+    centred = (values.double() - values.double().mean(dim=0)).reshape(-1, width)
+    about = moments.about(moments.states_mean([FIT]), [FIT])
+    torch.testing.assert_close(about, centred.T @ centred, rtol=1e-9, atol=1e-9)

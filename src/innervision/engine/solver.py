@@ -112,7 +112,7 @@ class Solver(Learner):
                 read, seen = probe.read(states.to(device), mask.to(device), places.to(device), cells)
                 on_device = {name: features[name].to(device) for name in names}
                 product_dtype = torch.float64 if device.type == "cpu" else self.session.probe_dtype(device)
-                moments.add(read, seen, on_device, held_out.to(device), product_dtype)
+                moments.add(read, seen, on_device, held_out, product_dtype)
 
         needed = any(bank.needs_places for bank in self.banks.values())
         self.session.read(batch.inputs, add, self.layers, places=needed)
@@ -289,7 +289,7 @@ def _check_memory(devices: Mapping[FeatureMoments | StateMoments, torch.device])
 
 def _in_units(number: float, unit: str) -> str:
     """Write a number with a prefix: k, M, G or T."""
-    power = min(int(math.log10(max(number, 1))) // 3, 4)
+    power = int(min(math.log10(max(number, 1)) / 3, 4))
     return f"{number / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}{unit}"
 
 

@@ -6,7 +6,7 @@ explains of those images. All sums are about pivots, near which the values lie, 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -23,6 +23,10 @@ PENALTIES = [10.0**exponent for exponent in range(-7, 2)]
 CONSTANT = 1e-6
 """A column of states whose standard deviation is a smaller share of its root mean square carries nothing: float32
 itself knows values no better."""
+
+
+BLOCKS = 8
+"""Of columns, by which products are computed: of 64 blocks of products, the 36 on and above the diagonal are."""
 
 
 def held_out_fifth(names: Iterable[str]) -> set[str]:
@@ -79,7 +83,7 @@ class StateMoments(nn.Module):
     pivot: Tensor  # (N, D)
     counts: Tensor  # (2, N)
     sums: Tensor  # (2, N, D)
-    products: Tensor  # (2, D, D)
+    products: Tensor  # (2, D, D), of which the upper triangle counts
 
     def __init__(self, num_cells: int, width: int, targets: dict[str, int], dtype: torch.dtype) -> None:
         """Make room as `FeatureMoments` does; `targets` gives the width C of each target's features by its name."""
@@ -106,16 +110,17 @@ class StateMoments(nn.Module):
             held_out: (B,) bool, of which part each image is.
             product_dtype: of the factors of products.
         """
-        states = states.to(self.sums.dtype)
         if not self.counts.any():
-            self.pivot.copy_(_cell_means(states, seen))
-        away = (states - self.pivot) * seen[..., None]
+            self.pivot.copy_(_cell_means(states.to(self.sums), seen))
+        away = (states - self.pivot).mul_(seen[..., None])
+        held_out = held_out.to(seen.device)
         for part, rows in enumerate((~held_out, held_out)):
             left = away[rows]
             self.counts[part] += seen[rows].sum(dim=0)
             self.sums[part] += left.sum(dim=0)
             factor = left.flatten(0, 1).to(product_dtype)
-            self.products[part] += _product(factor, factor)
+            for start, stop in _blocks(factor.shape[1]):
+                self.products[part, start:stop, start:] += _product(factor[:, start:stop], factor[:, start:])
             for name, values in features.items():
                 right = values[rows] * seen[rows][..., None]
                 self.get_buffer(f"sums of {name}")[part] += right.sum(dim=0)
@@ -124,7 +129,8 @@ class StateMoments(nn.Module):
     def operations(self) -> int:
         """Count the operations for the products of one image."""
         cells, width = self.pivot.shape
-        return 2 * cells * width * (width + sum(self.targets.values()))
+        columns = sum((stop - start) * (width - start) for start, stop in _blocks(width))
+        return 2 * cells * (columns + width * sum(self.targets.values()))
 
     def solution_size(self) -> int:
         """Count the numbers of the solutions for all targets."""
@@ -142,6 +148,7 @@ class StateMoments(nn.Module):
     def about(self, states_mean: Tensor, parts: list[int]) -> Tensor:
         """Give the products of states with each other about means (N, D) less the pivot.  # (D, D) float64"""
         counts, sums, products = (_total(each, parts) for each in (self.counts, self.sums, self.products))
+        products = products.triu() + products.triu(1).T
         cross = sums.T @ states_mean
         return products - cross - cross.T + (states_mean * counts[:, None]).T @ states_mean
 
@@ -291,6 +298,15 @@ def _cell_means(states: Tensor, seen: Tensor) -> Tensor:
     counts = seen.sum(dim=0)[:, None]  # (N, 1)
     sums = (states * seen[..., None]).sum(dim=0)  # (N, D)
     return torch.where(counts > 0, sums / counts.clamp(min=1), sums.sum(dim=0) / counts.sum().clamp(min=1))
+
+
+def _blocks(width: int) -> Iterator[tuple[int, int]]:
+    """Give where blocks of columns start and stop: each is multiplied with the columns from its start on alone.
+
+    Products of states with each other are symmetric, so that blocks below the diagonal need not be computed.
+    """
+    step = math.ceil(width / BLOCKS)
+    return ((start, min(start + step, width)) for start in range(0, width, step))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
