@@ -70,12 +70,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         works = prepare(Path(folder), options.workers)
         dice = random.Random(options.seed)
+        print("| work | kills | before it wrote anything | left half a file | ended as an undisturbed one |")
+        print("|---|---|---|---|---|")
         for work in works:
             disturb(work, Path(folder) / "run", options.kills, dice)
-    print("| work | kills | before it wrote anything | left half a file | ended as an undisturbed one |")
-    print("|---|---|---|---|---|")
-    for work in works:
-        print(work.row())
+            print(work.row(), flush=True)
     for work in works:
         for fault in work.faults:
             print(f"{work.name}: {fault}")

@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from innervision.checkpoints.identity import hub_commit, locate
 from innervision.checkpoints.loading import check_files, check_finite, check_layers, loading
+from innervision.checkpoints.shards import check_types
 from innervision.errors import InnerVisionError
 from innervision.json_files import read_json
 
@@ -61,6 +62,7 @@ class Checkpoint:
         """
         settings = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
         model, report = self._load(model_class, subfolder, config=config, **settings)
+        check_types(model, self.source, self.revision, subfolder)
         check_finite(model, self.expert)
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         random = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
@@ -99,6 +101,7 @@ class Checkpoint:
                 self.source, torch_dtype=torch.float32, output_loading_info=True, **where
             )
         self.require_all(subfolder, report["missing_keys"])
+        check_types(part, self.source, self.revision, subfolder)
         check_finite(part, self.expert)
         return part
 

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ LARGEST_JSON, LARGEST_TEMPLATE = 128 << 20, 1 << 20
 
 MOST_LAYERS = 10_000
 """A configuration that names more would keep the library busy for hours before anything is wrong."""
+
+REAL_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""In which weights may be stored where nothing says how to read others."""
 
 
 @contextmanager
@@ -145,14 +148,32 @@ def check_layers(config: Any, name: str, key: str = "") -> None:
         raise InnerVisionError(f"the config.json of {name} says {key}={config}, which no model has")
 
 
+def require_real(types: Mapping[str, torch.dtype], name: str) -> None:
+    """See that weights, by name, are stored as real numbers of 16 bits or more.
+
+    Libraries turn whatever a file holds into the type asked for: whole numbers whose scales are elsewhere, complex
+    numbers without their imaginary part.
+
+    Raises:
+        InnerVisionError: naming some that are not.
+    """
+    other = {key: dtype for key, dtype in types.items() if dtype not in REAL_TYPES}
+    kinds = few({str(dtype).removeprefix("torch.") for dtype in other.values()})
+    require(
+        not other,
+        f"{name} stores weights as {kinds}, where real numbers of 16 bits or more are needed: {few(other)}\n"
+        "Use a checkpoint that is not quantized, or one whose config.json says how it is (quantization_config)",
+    )
+
+
 @torch.no_grad()
 def check_finite(model: nn.Module, name: str) -> None:
-    """See that all weights of a loaded model are finite.
+    """See that all weights of a loaded model are finite, and all buffers that a checkpoint holds.
 
     Raises:
         InnerVisionError: naming one that holds NaN or infinity.
     """
-    for key, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.is_meta:
-            values = parameter if parameter.element_size() > 1 else parameter.float()
+    for key, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.is_meta:
+            values = tensor if tensor.element_size() > 1 else tensor.float()
             require(bool(values.isfinite().all()), f"{name} has weights that are not finite, in {key}: fetch it again")

@@ -22,6 +22,7 @@ from transformers import (
 from innervision.checkpoints.identity import hub_commit, identify, locate, processor_name
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
 from innervision.checkpoints.loading import check_files, check_finite, check_layers, loading
+from innervision.checkpoints.shards import check_types
 from innervision.config import VISION
 from innervision.errors import InnerVisionError, few, require
 from innervision.mllm.architecture import Decoder, find_decoder
@@ -317,6 +318,7 @@ def _load_weights(
     missing = sorted(info["missing_keys"])
     if foreign is not None:
         missing = foreign.complete(model, missing, info["unexpected_keys"])
+    check_types(model, name, source["revision"])
     head = model.get_output_embeddings()
     unused = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     parameters = dict(model.named_parameters())
