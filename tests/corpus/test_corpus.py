@@ -15,14 +15,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import innervision.engine.evaluate
-import innervision.engine.fit
-import innervision.engine.importing
-import innervision.report.compare
-import innervision.report.figures
-import innervision.tasks.depth
-import innervision.tasks.gen
-import innervision.tasks.seg  # noqa: F401  # what forks share is imported once
 from corpus.assets import (
     BROKEN_JSON,
     BROKEN_SAFETENSORS,
@@ -35,7 +27,7 @@ from corpus.assets import (
     write,
     write_assets,
 )
-from corpus.limits import Outcome, run_limited
+from corpus.limits import MEMORY, Outcome, run_limited
 
 Changes = dict[str, Spoil]
 
@@ -53,8 +45,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_told(outcome: Outcome, said: str = "") -> None:
-    """See that a command failed in one or two lines of plain text."""
+    """See that a command failed in one or two lines of plain text, and not by memory that ran out."""
     assert outcome.status in (1, 2), outcome
+    assert outcome.memory < MEMORY
+    assert not re.search("memory does not suffice|allocate", outcome.err), outcome.err
     assert "Traceback" not in outcome.err
     assert outcome.error
     assert outcome.error.count("\n") <= 1

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ from transformers import dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
 from innervision.checkpoints.hub import cached_without_network
-from innervision.errors import InnerVisionError, few, first_line, require
+from innervision.errors import InnerVisionError, few, first_line, out_of_memory, require
 from innervision.json_files import read_json
 
-LARGEST_JSON, LARGEST_TEMPLATE = 128 << 20, 1 << 20
-"""Bytes of a model's JSON file and of its chat template, at most."""
+LARGEST_JSON = 128 << 20
+LARGEST = {".json": LARGEST_JSON, ".txt": LARGEST_JSON, ".model": LARGEST_JSON, ".jinja": 1 << 20}
+"""Bytes of a model's files that libraries read whole, at most: settings, tokenizers, chat templates."""
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+"""Ends of the names of files of weights."""
 
 MOST_LAYERS = 10_000
 """A configuration that names more would keep the library busy for hours before anything is wrong."""
@@ -73,7 +77,7 @@ def silent_transformers() -> Iterator[None]:
 def reason(error: Exception) -> str:
     """Say in a line what is wrong with a file, by the error that its reader raised."""
     text = str(error)
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return "memory does not suffice"
     if isinstance(error, RecursionError):
         return "one of its files is nested too deeply"
@@ -89,7 +93,7 @@ def reason(error: Exception) -> str:
         return "its file of weights is broken or incomplete"
     if isinstance(error, SafetensorError):
         return f"its file of weights is broken or incomplete ({first_line(error)})"
-    if isinstance(error, KeyError | AttributeError | TypeError | IndexError):
+    if isinstance(error, KeyError | AttributeError | TypeError | IndexError | ArithmeticError):
         return f"one of its files does not hold what it should ({type(error).__name__}: {first_line(error)})"
     title, _, details = text.strip().partition("\n")
     return (
@@ -98,23 +102,26 @@ def reason(error: Exception) -> str:
 
 
 def check_files(name: str) -> None:
-    """See that a model's folder is there, and that its files that libraries read whole are not too large.
+    """See that a model's folder is there, and that its files are regular ones and not too large to be read whole.
 
-    Other names pass.
+    Pipes and devices would be read for ever. Names on the Hub pass.
 
     Raises:
-        InnerVisionError: there is no such folder though the name can be no id of the Hub, or a file is too large.
+        InnerVisionError: there is no such folder though the name can be no id of the Hub, or a file is no regular one
+            or too large.
     """
     is_path = name[:1] in (".", "/", "~") or name.count("/") > 1 or name.endswith("/") or "\\" in name
     require(not is_path or Path(name).exists(), f"there is no file or folder {name}")
-    if not Path(name).is_dir():
-        return
-    for pattern, largest in (("*.json", LARGEST_JSON), ("*/*.json", LARGEST_JSON), ("*.jinja", LARGEST_TEMPLATE)):
-        for path in Path(name).glob(pattern):
-            size = path.stat().st_size if path.is_file() else 0
-            require(size <= largest, f"{path} is too large: it has {size:,} bytes, more than {largest:,}")
-            if path.name.endswith(".index.json"):
-                read_index(path)
+    for path in [each for pattern in ("*", "*/*") for each in Path(name).glob(pattern)]:
+        largest = LARGEST.get(path.suffix)
+        if path.is_dir() or (largest is None and path.suffix not in WEIGHTS):
+            continue
+        require(path.is_file(), f"{path} is not a regular file, which a model's files must be")
+        size = path.stat().st_size
+        if largest is not None and size > largest:
+            raise InnerVisionError(f"{path} is too large: it has {size:,} bytes, more than {largest:,}")
+        if path.name.endswith(".index.json"):
+            read_index(path)
 
 
 def read_index(path: str | Path) -> dict[str, str]:
@@ -146,6 +153,35 @@ def check_layers(config: Any, name: str, key: str = "") -> None:
             check_layers(value, name, key)
     elif isinstance(config, int) and config > MOST_LAYERS and re.search("layers|depth", key):
         raise InnerVisionError(f"the config.json of {name} says {key}={config}, which no model has")
+
+
+def check_size(build: Callable[[], nn.Module], folder: str | Path, name: str) -> None:
+    """See that a configuration asks for no more weights than its folder's files can hold, before memory is taken.
+
+    What is on the Hub passes.
+
+    Args:
+        build: makes the model of the configuration; it is called where tensors take no memory.
+        folder: holds the files of weights.
+        name: of the model, for errors.
+
+    Raises:
+        InnerVisionError: it asks for more than two for each byte, which is as much as 4 bits for each allow.
+    """
+    files = Path(folder).glob("*") if Path(folder).is_dir() else []
+    held = sum(path.stat().st_size for path in files if path.suffix in WEIGHTS and path.is_file())
+    if held == 0:
+        return
+    try:
+        with torch.device("meta"):
+            needed = sum(parameter.numel() for parameter in build().parameters())
+    except Exception:  # what is wrong with the configuration is said when the model is loaded
+        return
+    require(
+        needed <= 2 * held,
+        f"the config.json of {name} asks for {needed:,} weights, more than its files of {held:,} bytes can hold: "
+        "see that they belong together",
+    )
 
 
 def require_real(types: Mapping[str, torch.dtype], name: str) -> None:

@@ -109,7 +109,7 @@ class Shards:
 def check_types(model: nn.Module, name: str, revision: str | None = None, subfolder: str = "") -> None:
     """See that the weights of a model that was just loaded are stored as real numbers of 16 bits or more.
 
-    A model whose configuration says how it is quantized passes, and so does what is stored for no weight (indices).
+    A model that is quantized in a way that the library knows passes, and so does what is no weight (indices).
 
     Args:
         model: as it was loaded.
@@ -120,7 +120,7 @@ def check_types(model: nn.Module, name: str, revision: str | None = None, subfol
     Raises:
         InnerVisionError: naming some that are not.
     """
-    if getattr(model.config, "quantization_config", None):
+    if getattr(model, "hf_quantizer", None) is not None:
         return
     file = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
     config = Path(name) / file if Path(name).is_dir() else try_to_load_from_cache(name, file, revision=revision)

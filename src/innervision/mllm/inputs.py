@@ -12,7 +12,8 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
-from innervision.errors import InnerVisionError, first_line
+from innervision.errors import InnerVisionError, first_line, out_of_memory, require
+from innervision.mllm.limits import run_limited
 from innervision.mllm.template import write_conversation
 
 Tokens = Literal["all", "image", "text"]
@@ -66,7 +67,10 @@ class Inputs:
         return mask
 
 
-_REFUSALS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError)
+SECONDS, MEMORY = 60.0, 2 << 30
+"""What a processor may take for one small image: time and bytes of memory."""
+
+_REFUSALS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError, ArithmeticError, AssertionError)
 """What a processor raises when it cannot do what it is asked for."""
 
 
@@ -96,6 +100,8 @@ class InputBuilder:
         try:
             encoded = self._encode(list(images), prompt, reply)
         except _REFUSALS as error:
+            if out_of_memory(error):
+                raise
             raise InnerVisionError(f"{type(self.processor).__name__} refuses the input: {first_line(error)}") from error
         tensors: dict[str, Any] = {
             key: value
@@ -114,14 +120,37 @@ class InputBuilder:
         tiles = count_tiles(tensors, image_mask)
         return Inputs(tensors, mask, image_mask, image_sizes(images), tiles)
 
+    def try_out(self, prompt: str) -> None:
+        """Make inputs of a small image under limits: numbers in a processor's files may ask for any size.
+
+        Raises:
+            InnerVisionError: it takes too long or too much memory, or as `__call__`.
+        """
+        if getattr(self.processor, "chat_template", None):
+            self._write(prompt, None)
+
+        def work() -> dict[str, str]:
+            try:
+                self([PIL.Image.new("RGB", (224, 224), (120, 120, 120))], prompt)
+            except InnerVisionError as error:
+                return {"refused": str(error)}
+            return {}
+
+        found = run_limited(work, SECONDS, MEMORY)
+        require("refused" not in found, found.get("refused", ""))
+        require("error" not in found, f"the processor of {self.name} cannot be used: {found.get('error')}")
+
+    def _write(self, prompt: str, reply: str | None) -> str:
+        if (prompt, reply) not in self.written:
+            self.written[prompt, reply] = write_conversation(self.processor, self.name, prompt, reply)
+        return self.written[prompt, reply]
+
     def _encode(self, images: list[Image], prompt: str, reply: str | None) -> dict[str, Any]:
         if not getattr(self.processor, "chat_template", None):
             prompt = f"{prompt} {reply}" if reply else prompt
             bare = self._image_token is None or self._writes_image_tokens
             return self._encode_text(images, prompt if bare else f"{self._image_token}\n{prompt}")
-        if (prompt, reply) not in self.written:
-            self.written[prompt, reply] = write_conversation(self.processor, self.name, prompt, reply)
-        text = self.written[prompt, reply]
+        text = self._write(prompt, reply)
         first = getattr(self.processor.tokenizer, "bos_token", None)
         begun = first is not None and text.startswith(first)  # then the processor's own apply_chat_template adds none
         return self._encode_text(images, text, **({"add_special_tokens": False} if begun else {}))

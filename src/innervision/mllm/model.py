@@ -21,13 +21,12 @@ from transformers import (
 
 from innervision.checkpoints.identity import hub_commit, identify, locate, processor_name
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
-from innervision.checkpoints.loading import check_files, check_finite, check_layers, loading
+from innervision.checkpoints.loading import check_files, check_finite, check_layers, check_size, loading
 from innervision.checkpoints.shards import check_types
 from innervision.config import VISION
 from innervision.errors import InnerVisionError, few, require
 from innervision.mllm.architecture import Decoder, find_decoder
 from innervision.mllm.inputs import InputBuilder, Inputs, Tokens
-from innervision.mllm.template import write_conversation
 from innervision.mllm.vision import VisionStage, find_vision_stage
 from innervision.mllm.walk import Visitor, Walk
 from innervision.seeds import fixed_seed
@@ -125,8 +124,7 @@ class MLLM:
                 processor = AutoProcessor.from_pretrained(folder, **source)
                 if isinstance(processor, PreTrainedTokenizerBase):
                     raise ValueError("it has no processor that takes images, only a tokenizer")
-                if getattr(processor, "chat_template", None):
-                    write_conversation(processor, name, SAMPLE_PROMPT)  # what fails is told before weights are read
+            InputBuilder(processor, config, name=name).try_out(SAMPLE_PROMPT)
             if random_weights == "all":
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
@@ -137,6 +135,11 @@ class MLLM:
                         foreign.embed(model, random=True)
                 model.to(device)
             else:
+                check_size(
+                    lambda: AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code),
+                    folder,
+                    name,
+                )
                 model = _load_weights(folder, dtype, device, quantization, source, foreign)
                 check_finite(model, name)
                 if foreign is not None:
