@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from corpus.assets import (
@@ -105,6 +106,16 @@ def index(content: bytes | str) -> Spoil:
     return both(lambda f: (f / "model.safetensors").rename(f / name), write("model.safetensors.index.json", content))
 
 
+def pipe(name: str) -> Spoil:
+    """Give what replaces a file by a pipe into which nobody writes."""
+
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
 CODE = write("mine.py", "raise SystemExit('code was run')")
 TEMPLATE = "chat_template.jinja"
 
@@ -144,6 +155,18 @@ MLLM: Changes = {
     "index to nowhere": index('{"metadata": {}, "weight_map": {"a": "gone.safetensors"}}'),
     "index of numbers": index('{"weight_map": {"a": 3}}'),
     **{f"index, {name}": index(content) for name, content in BROKEN_JSON.items()},
+    "int8": tensors(lambda held: {k: v.to(torch.int8) if "layers.1.mlp.up" in k else v for k, v in held.items()}),
+    "settings are a pipe": pipe("tokenizer_config.json"),
+    "template is a device": both(remove(TEMPLATE), lambda folder: (folder / TEMPLATE).symlink_to("/dev/zero")),
+    "image of a million pixels": change(
+        "processor_config.json", "image_processor", crop_size={"height": 10**6, "width": 10**6}
+    ),
+    "a billion image tokens": change("processor_config.json", num_additional_image_tokens=10**9),
+    "pixels divided by 0": change("processor_config.json", "image_processor", image_std=[0, 0, 0]),
+    "patches of 0 pixels": change("processor_config.json", patch_size=0),
+    "norm of NaN": change("config.json", "text_config", rms_norm_eps=float("nan")),
+    "a billion words": change("config.json", "text_config", vocab_size=10**9),
+    "image of 10^12 patches": change("config.json", "vision_config", image_size=10**7),
     "template allocates": write(TEMPLATE, "{{ 'a' * 10000000000 }}"),
     "template writes much": write(TEMPLATE, "{{ 'a' * 10000000 }}"),
     "template does not parse": write(TEMPLATE, "{% for "),
@@ -165,6 +188,8 @@ EXPERT: Changes = {
     **{f"config.json, {name}": write("image_encoder/config.json", data) for name, data in BROKEN_JSON.items()},
     **{f"processor, {n}": write("feature_extractor/preprocessor_config.json", d) for n, d in BROKEN_JSON.items()},
     "another model": change("image_encoder/config.json", model_type="llama"),
+    "settings are a pipe": pipe("feature_extractor/preprocessor_config.json"),
+    "width 10^7": change("image_encoder/config.json", hidden_size=10**7),
     "a billion layers": change("image_encoder/config.json", num_hidden_layers=10**9),
 }
 
@@ -198,9 +223,19 @@ def test_an_expert_that_is_broken_or_hostile(root: Path, tmp_path: Path, name: s
     assert not (tmp_path / "executed").exists()
 
 
+def save_as(path: Path, dtype: torch.dtype) -> None:
+    """Store the tensors of a file as another type."""
+    with safe_open(path, "pt") as file:
+        held, metadata = {key: file.get_tensor(key).to(dtype) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(held, path, metadata)
+
+
 BANK: Changes = {
     **{name: write("probes/gen.safetensors", data) for name, data in BROKEN_SAFETENSORS.items()},
     "gone": remove("probes/gen.safetensors"),
+    "whole numbers": lambda folder: save_as(folder / "probes/gen.safetensors", torch.int32),
+    "probes are a pipe": pipe("probes/gen.safetensors"),
+    "run.yaml is a pipe": pipe("run.yaml"),
     **{
         f"run.yaml, {name}": write("run.yaml", text)
         for name, text in {
@@ -227,6 +262,7 @@ def test_a_run_that_is_broken_or_hostile(root: Path, tmp_path: Path, name: str) 
 
 SCORES: Changes = {
     **{f"facts, {name}": write("scores/similarity.json", data) for name, data in BROKEN_JSON.items()},
+    "table is a pipe": pipe("scores/similarity.parquet"),
     "table is empty": write("scores/similarity.parquet", b""),
     "table is garbage": write("scores/similarity.parquet", b"PAR1" + bytes(500) + b"PAR1"),
     "table is gone": remove("scores/similarity.parquet"),

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -15,6 +16,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -25,6 +27,7 @@ from transformers.utils import (
 
 from innervision.checkpoints.loading import read_index, reason, require_real
 from innervision.errors import InnerVisionError, few
+from innervision.json_files import read_json
 
 FILES = (
     (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME),
@@ -120,16 +123,23 @@ def check_types(model: nn.Module, name: str, revision: str | None = None, subfol
     Raises:
         InnerVisionError: naming some that are not.
     """
-    if getattr(model, "hf_quantizer", None) is not None:
-        return
     file = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
     config = Path(name) / file if Path(name).is_dir() else try_to_load_from_cache(name, file, revision=revision)
-    if not isinstance(config, str | Path):
-        return  # it is in no cache
+    if not isinstance(config, str | Path) or _is_quantized(read_json(config)):  # it is in no cache, or packed
+        return
     shards = Shards(str(Path(config).parent))
     weights = {key.rpartition(".")[2] for key, _ in model.named_parameters()}
     types = {key: tensor.dtype for key, tensor in shards.read(shards.files).items()}
     require_real({key: dtype for key, dtype in types.items() if key.rpartition(".")[2] in weights}, name)
+
+
+def _is_quantized(config: Any) -> bool:
+    """Tell whether the content of a config.json, or a part of it, names a way to quantize that Transformers knows."""
+    if not isinstance(config, dict):
+        return False
+    settings = config.get("quantization_config")
+    known = isinstance(settings, dict) and settings.get("quant_method") in AUTO_QUANTIZER_MAPPING
+    return known or any(_is_quantized(part) for part in config.values())
 
 
 def find_file(name: str, file: str, revision: str | None = None) -> str | None:
