@@ -23,6 +23,11 @@ def first_line(error: Exception) -> str:
     return line if len(line) <= 300 else f"{line[:299]}…"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the memory of the machine does not suffice; PyTorch has no kind of its own."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def few(names: Iterable[str]) -> str:
     """Name the first three of many, and say how many more there are."""
     shown = sorted(names)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from innervision.checkpoints.shards import Shards
+from innervision.checkpoints.shards import Shards, check_types
 from innervision.errors import InnerVisionError
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4, dtype=torch.float16), "b.d": torch.tensor(3.0)}
@@ -94,3 +94,40 @@ def test_broken_and_empty_checkpoints_are_told_of(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InnerVisionError, match="cannot be read as a file of weights"):
         Shards(str(tmp_path))
+
+
+class Part(torch.nn.Module):
+    """A model with weights and an index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+        self.register_buffer("position_ids", torch.arange(4))
+
+
+@pytest.mark.parametrize("subfolder", ["", "unet"])
+@pytest.mark.parametrize("file", ["model.safetensors", "diffusion_pytorch_model.safetensors"])
+def test_weights_stored_as_whole_numbers_are_refused_and_indices_are_not(
+    file: str, subfolder: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / subfolder
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    save_file({"x.weight": torch.ones(4), "x.position_ids": torch.arange(4)}, folder / file)
+    check_types(Part(), str(tmp_path), subfolder=subfolder)
+    save_file({"x.weight": torch.ones(4, dtype=torch.int8), "x.position_ids": torch.arange(4)}, folder / file)
+    with pytest.raises(InnerVisionError, match=r"stores weights as int8, .*: x\.weight"):
+        check_types(Part(), str(tmp_path), subfolder=subfolder)
+
+
+@pytest.mark.parametrize(("method", "refused"), [("fp8", False), ("gptq", False), ("unheard-of", True)])
+@pytest.mark.parametrize("part", ["", "text_config"])
+def test_a_checkpoint_says_how_it_is_quantized(method: str, refused: bool, part: str, tmp_path: Path) -> None:
+    settings = {"quantization_config": {"quant_method": method}}
+    (tmp_path / "config.json").write_text(json.dumps({part: settings} if part else settings))
+    save_file({"weight": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    if refused:  # Transformers would warn, and load the numbers as they are
+        with pytest.raises(InnerVisionError, match="float8_e4m3fn"):
+            check_types(Part(), str(tmp_path))
+    else:
+        check_types(Part(), str(tmp_path))

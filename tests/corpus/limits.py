@@ -1,5 +1,6 @@
 """A command of the command line, run in a fork under limits of time and memory."""
 
+import gc
 import os
 import resource
 import signal
@@ -8,9 +9,23 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import docstring_parser  # noqa: F401  # what forks share is imported once
+import jsonargparse  # noqa: F401
 import torch
+from PIL import Image
 
+import innervision.engine.evaluate
+import innervision.engine.fit
+import innervision.engine.importing
+import innervision.probes.resampler
+import innervision.report.compare
+import innervision.report.figures
+import innervision.tasks.depth
+import innervision.tasks.gen
+import innervision.tasks.seg  # noqa: F401
 from innervision.cli import main
+
+Image.init()
 
 SECONDS = 20
 """After which a command counts as hanging."""
@@ -27,6 +42,8 @@ class Outcome:
     """Exit status; below 0 the number of the signal that ended it."""
     out: str
     err: str
+    memory: int
+    """Bytes that it held at most, with what this process holds."""
 
     @property
     def error(self) -> str:
@@ -37,17 +54,20 @@ class Outcome:
 def run_limited(words: list[str], folder: Path) -> Outcome:
     """Run a command in a fork of this process, in `folder`, and give how it ended."""
     files = [folder / ".out", folder / ".err"]
+    gc.freeze()  # else a collection in the child would copy all that this process holds
     child = os.fork()
     if child == 0:
         _become(words, folder, files)
     try:
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
     except BaseException:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         raise
+    finally:
+        gc.unfreeze()
     out, err = (path.read_text(errors="surrogateescape") for path in files)
-    return Outcome(os.waitstatus_to_exitcode(status), out, err)
+    return Outcome(os.waitstatus_to_exitcode(status), out, err, 1024 * used.ru_maxrss)
 
 
 def _become(words: list[str], folder: Path, files: list[Path]) -> None:

@@ -13,16 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import innervision.engine.evaluate
-import innervision.engine.fit
-import innervision.engine.importing
-import innervision.report.compare
-import innervision.report.figures
-import innervision.tasks.depth
-import innervision.tasks.gen
-import innervision.tasks.seg  # noqa: F401  # what forks share is imported once
 from corpus.assets import (
     BROKEN_JSON,
     BROKEN_SAFETENSORS,
@@ -35,7 +28,7 @@ from corpus.assets import (
     write,
     write_assets,
 )
-from corpus.limits import Outcome, run_limited
+from corpus.limits import MEMORY, Outcome, run_limited
 
 Changes = dict[str, Spoil]
 
@@ -53,8 +46,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_told(outcome: Outcome, said: str = "") -> None:
-    """See that a command failed in one or two lines of plain text."""
+    """See that a command failed in one or two lines of plain text, and not by memory that ran out."""
     assert outcome.status in (1, 2), outcome
+    assert outcome.memory < MEMORY
+    assert not re.search("memory does not suffice|allocate", outcome.err), outcome.err
     assert "Traceback" not in outcome.err
     assert outcome.error
     assert outcome.error.count("\n") <= 1
@@ -111,6 +106,16 @@ def index(content: bytes | str) -> Spoil:
     return both(lambda f: (f / "model.safetensors").rename(f / name), write("model.safetensors.index.json", content))
 
 
+def pipe(name: str) -> Spoil:
+    """Give what replaces a file by a pipe into which nobody writes."""
+
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
 CODE = write("mine.py", "raise SystemExit('code was run')")
 TEMPLATE = "chat_template.jinja"
 
@@ -150,6 +155,18 @@ MLLM: Changes = {
     "index to nowhere": index('{"metadata": {}, "weight_map": {"a": "gone.safetensors"}}'),
     "index of numbers": index('{"weight_map": {"a": 3}}'),
     **{f"index, {name}": index(content) for name, content in BROKEN_JSON.items()},
+    "int8": tensors(lambda held: {k: v.to(torch.int8) if "layers.1.mlp.up" in k else v for k, v in held.items()}),
+    "settings are a pipe": pipe("tokenizer_config.json"),
+    "template is a device": both(remove(TEMPLATE), lambda folder: (folder / TEMPLATE).symlink_to("/dev/zero")),
+    "image of a million pixels": change(
+        "processor_config.json", "image_processor", crop_size={"height": 10**6, "width": 10**6}
+    ),
+    "a billion image tokens": change("processor_config.json", num_additional_image_tokens=10**9),
+    "pixels divided by 0": change("processor_config.json", "image_processor", image_std=[0, 0, 0]),
+    "patches of 0 pixels": change("processor_config.json", patch_size=0),
+    "norm of NaN": change("config.json", "text_config", rms_norm_eps=float("nan")),
+    "a billion words": change("config.json", "text_config", vocab_size=10**9),
+    "image of 10^12 patches": change("config.json", "vision_config", image_size=10**7),
     "template allocates": write(TEMPLATE, "{{ 'a' * 10000000000 }}"),
     "template writes much": write(TEMPLATE, "{{ 'a' * 10000000 }}"),
     "template does not parse": write(TEMPLATE, "{% for "),
@@ -171,6 +188,8 @@ EXPERT: Changes = {
     **{f"config.json, {name}": write("image_encoder/config.json", data) for name, data in BROKEN_JSON.items()},
     **{f"processor, {n}": write("feature_extractor/preprocessor_config.json", d) for n, d in BROKEN_JSON.items()},
     "another model": change("image_encoder/config.json", model_type="llama"),
+    "settings are a pipe": pipe("feature_extractor/preprocessor_config.json"),
+    "width 10^7": change("image_encoder/config.json", hidden_size=10**7),
     "a billion layers": change("image_encoder/config.json", num_hidden_layers=10**9),
 }
 
@@ -204,9 +223,19 @@ def test_an_expert_that_is_broken_or_hostile(root: Path, tmp_path: Path, name: s
     assert not (tmp_path / "executed").exists()
 
 
+def save_as(path: Path, dtype: torch.dtype) -> None:
+    """Store the tensors of a file as another type."""
+    with safe_open(path, "pt") as file:
+        held, metadata = {key: file.get_tensor(key).to(dtype) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(held, path, metadata)
+
+
 BANK: Changes = {
     **{name: write("probes/gen.safetensors", data) for name, data in BROKEN_SAFETENSORS.items()},
     "gone": remove("probes/gen.safetensors"),
+    "whole numbers": lambda folder: save_as(folder / "probes/gen.safetensors", torch.int32),
+    "probes are a pipe": pipe("probes/gen.safetensors"),
+    "run.yaml is a pipe": pipe("run.yaml"),
     **{
         f"run.yaml, {name}": write("run.yaml", text)
         for name, text in {
@@ -233,6 +262,7 @@ def test_a_run_that_is_broken_or_hostile(root: Path, tmp_path: Path, name: str) 
 
 SCORES: Changes = {
     **{f"facts, {name}": write("scores/similarity.json", data) for name, data in BROKEN_JSON.items()},
+    "table is a pipe": pipe("scores/similarity.parquet"),
     "table is empty": write("scores/similarity.parquet", b""),
     "table is garbage": write("scores/similarity.parquet", b"PAR1" + bytes(500) + b"PAR1"),
     "table is gone": remove("scores/similarity.parquet"),

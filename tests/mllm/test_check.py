@@ -47,6 +47,19 @@ def test_an_image_that_does_not_reach_the_decoder_is_an_error(fresh: Load) -> No
         require_sound(mllm, "Describe.")
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("place", "layer"), [("vision", "vision"), ("decoder", "3")])
+def test_states_that_are_not_finite_are_an_error(value: float, place: str, layer: str, fresh: Load) -> None:
+    mllm = fresh("llava")
+    parts = {"vision": mllm.model.get_encoder("image"), "decoder": mllm.decoder.layers[2]}
+    next(parts[place].parameters()).fill_(value)
+    [finding] = self_test(mllm)
+    assert (finding.verdict, finding.detail.partition(":")[0]) == (
+        "error",
+        f"the states of layer {layer} are not finite",
+    )
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 1, 2, 3], [0, 2, 1, 3], [0, 1, 3], [0, 1, 2, 3, 0]])
 def test_layers_that_do_not_run_once_each_in_their_order_are_refused(order: list[int], fresh: Load) -> None:
     mllm = fresh("llava")

@@ -1,5 +1,7 @@
 """Processors that differ from most in one way, as stand-ins."""
 
+import os
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,3 +98,25 @@ def test_what_a_processor_says_first_is_the_error() -> None:
 
     with pytest.raises(InnerVisionError, match="Broken refuses the input: nested"):
         InputBuilder(Broken(), NO_TOKEN)(IMAGES, "Describe.")
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda: bytearray(10 << 30), "takes more than 2048 MiB of memory"),
+        (lambda: torch.zeros(10 << 30), "takes more than 2048 MiB of memory"),
+        (lambda: time.sleep(60), "has not ended after 1 s"),
+        (lambda: os._exit(1), "the process that ran it was ended"),
+        (lambda: 1 // 0, "refuses the input: integer division"),
+    ],
+)
+def test_a_processor_is_tried_out_under_limits(work: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asking(Processor):
+        def pixels(self, images: list) -> list[torch.Tensor]:
+            work()
+            return super().pixels(images)
+
+    monkeypatch.setattr("innervision.mllm.inputs.SECONDS", 1.0)
+    with pytest.raises(InnerVisionError, match=said):
+        InputBuilder(Asking(), NO_TOKEN, name="m").try_out("Describe.")
+    InputBuilder(Processor(), NO_TOKEN, name="m").try_out("Describe.")

@@ -38,7 +38,7 @@ def test_training_ids_with_the_reply_are_those_of_the_original(shared: Path, che
     tokenizer = Tokenizer.load(str(checkpoints / "base-tiny-llava-llama3"), None, None)
     for template in ("llava_llama_3", "llava_phi_3"):
         processor = OriginalProcessor(tokenizer, None, template, 1, 0, True)
-        assert processor.token_ids(PROMPT, "n") == expected[template]["input_ids"]
+        assert processor.token_ids(processor.text(PROMPT, "n")) == expected[template]["input_ids"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImag
 from transformers.utils import CONFIG_NAME, cached_file
 
 from innervision.checkpoints.identity import hub_commit, locate
-from innervision.checkpoints.loading import check_files, check_finite, check_layers, loading
+from innervision.checkpoints.loading import check_files, check_finite, check_layers, check_size, loading
+from innervision.checkpoints.shards import check_types
 from innervision.errors import InnerVisionError
 from innervision.json_files import read_json
 
@@ -60,7 +62,10 @@ class Checkpoint:
             another shape) by name: their values are random, see `Target.check_weights`.
         """
         settings = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        build = getattr(model_class, "from_config", model_class)
+        check_size(lambda: build(config), Path(self.source) / subfolder, self.expert)
         model, report = self._load(model_class, subfolder, config=config, **settings)
+        check_types(model, self.source, self.revision, subfolder)
         check_finite(model, self.expert)
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         random = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
@@ -99,6 +104,7 @@ class Checkpoint:
                 self.source, torch_dtype=torch.float32, output_loading_info=True, **where
             )
         self.require_all(subfolder, report["missing_keys"])
+        check_types(part, self.source, self.revision, subfolder)
         check_finite(part, self.expert)
         return part
 

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,21 @@ from transformers import dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
 from innervision.checkpoints.hub import cached_without_network
-from innervision.errors import InnerVisionError, few, first_line, require
+from innervision.errors import InnerVisionError, few, first_line, out_of_memory, require
 from innervision.json_files import read_json
 
-LARGEST_JSON, LARGEST_TEMPLATE = 128 << 20, 1 << 20
-"""Bytes of a model's JSON file and of its chat template, at most."""
+LARGEST_JSON = 128 << 20
+LARGEST = {".json": LARGEST_JSON, ".txt": LARGEST_JSON, ".model": LARGEST_JSON, ".jinja": 1 << 20}
+"""Bytes of a model's files that libraries read whole, at most: settings, tokenizers, chat templates."""
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+"""Ends of the names of files of weights."""
 
 MOST_LAYERS = 10_000
 """A configuration that names more would keep the library busy for hours before anything is wrong."""
+
+REAL_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""In which weights may be stored where nothing says how to read others."""
 
 
 @contextmanager
@@ -70,7 +77,7 @@ def silent_transformers() -> Iterator[None]:
 def reason(error: Exception) -> str:
     """Say in a line what is wrong with a file, by the error that its reader raised."""
     text = str(error)
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return "memory does not suffice"
     if isinstance(error, RecursionError):
         return "one of its files is nested too deeply"
@@ -86,7 +93,7 @@ def reason(error: Exception) -> str:
         return "its file of weights is broken or incomplete"
     if isinstance(error, SafetensorError):
         return f"its file of weights is broken or incomplete ({first_line(error)})"
-    if isinstance(error, KeyError | AttributeError | TypeError | IndexError):
+    if isinstance(error, KeyError | AttributeError | TypeError | IndexError | ArithmeticError):
         return f"one of its files does not hold what it should ({type(error).__name__}: {first_line(error)})"
     title, _, details = text.strip().partition("\n")
     return (
@@ -95,23 +102,26 @@ def reason(error: Exception) -> str:
 
 
 def check_files(name: str) -> None:
-    """See that a model's folder is there, and that its files that libraries read whole are not too large.
+    """See that a model's folder is there, and that its files are regular ones and not too large to be read whole.
 
-    Other names pass.
+    Pipes and devices would be read for ever. Names on the Hub pass.
 
     Raises:
-        InnerVisionError: there is no such folder though the name can be no id of the Hub, or a file is too large.
+        InnerVisionError: there is no such folder though the name can be no id of the Hub, or a file is no regular one
+            or too large.
     """
     is_path = name[:1] in (".", "/", "~") or name.count("/") > 1 or name.endswith("/") or "\\" in name
     require(not is_path or Path(name).exists(), f"there is no file or folder {name}")
-    if not Path(name).is_dir():
-        return
-    for pattern, largest in (("*.json", LARGEST_JSON), ("*/*.json", LARGEST_JSON), ("*.jinja", LARGEST_TEMPLATE)):
-        for path in Path(name).glob(pattern):
-            size = path.stat().st_size if path.is_file() else 0
-            require(size <= largest, f"{path} is too large: it has {size:,} bytes, more than {largest:,}")
-            if path.name.endswith(".index.json"):
-                read_index(path)
+    for path in [each for pattern in ("*", "*/*") for each in Path(name).glob(pattern)]:
+        largest = LARGEST.get(path.suffix)
+        if path.is_dir() or (largest is None and path.suffix not in WEIGHTS):
+            continue
+        require(path.is_file(), f"{path} is not a regular file, which a model's files must be")
+        size = path.stat().st_size
+        if largest is not None and size > largest:
+            raise InnerVisionError(f"{path} is too large: it has {size:,} bytes, more than {largest:,}")
+        if path.name.endswith(".index.json"):
+            read_index(path)
 
 
 def read_index(path: str | Path) -> dict[str, str]:
@@ -145,14 +155,61 @@ def check_layers(config: Any, name: str, key: str = "") -> None:
         raise InnerVisionError(f"the config.json of {name} says {key}={config}, which no model has")
 
 
+def check_size(build: Callable[[], nn.Module], folder: str | Path, name: str) -> None:
+    """See that a configuration asks for no more weights than its folder's files can hold, before memory is taken.
+
+    What is on the Hub passes.
+
+    Args:
+        build: makes the model of the configuration; it is called where tensors take no memory.
+        folder: holds the files of weights.
+        name: of the model, for errors.
+
+    Raises:
+        InnerVisionError: it asks for more than two for each byte, which is as much as 4 bits for each allow.
+    """
+    files = Path(folder).glob("*") if Path(folder).is_dir() else []
+    held = sum(path.stat().st_size for path in files if path.suffix in WEIGHTS and path.is_file())
+    if held == 0:
+        return
+    try:
+        with torch.device("meta"):
+            needed = sum(parameter.numel() for parameter in build().parameters())
+    except Exception:  # what is wrong with the configuration is said when the model is loaded
+        return
+    require(
+        needed <= 2 * held,
+        f"the config.json of {name} asks for {needed:,} weights, more than its files of {held:,} bytes can hold: "
+        "see that they belong together",
+    )
+
+
+def require_real(types: Mapping[str, torch.dtype], name: str) -> None:
+    """See that weights, by name, are stored as real numbers of 16 bits or more.
+
+    Libraries turn whatever a file holds into the type asked for: whole numbers whose scales are elsewhere, complex
+    numbers without their imaginary part.
+
+    Raises:
+        InnerVisionError: naming some that are not.
+    """
+    other = {key: dtype for key, dtype in types.items() if dtype not in REAL_TYPES}
+    kinds = few({str(dtype).removeprefix("torch.") for dtype in other.values()})
+    require(
+        not other,
+        f"{name} stores weights as {kinds}, where real numbers of 16 bits or more are needed: {few(other)}\n"
+        "Use a checkpoint that is not quantized, or one whose config.json says how it is (quantization_config)",
+    )
+
+
 @torch.no_grad()
 def check_finite(model: nn.Module, name: str) -> None:
-    """See that all weights of a loaded model are finite.
+    """See that all weights of a loaded model are finite, and all buffers that a checkpoint holds.
 
     Raises:
         InnerVisionError: naming one that holds NaN or infinity.
     """
-    for key, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.is_meta:
-            values = parameter if parameter.element_size() > 1 else parameter.float()
+    for key, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.is_meta:
+            values = tensor if tensor.element_size() > 1 else tensor.float()
             require(bool(values.isfinite().all()), f"{name} has weights that are not finite, in {key}: fetch it again")

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -14,11 +15,27 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import safe_open
-from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from torch import Tensor, nn
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 
-from innervision.checkpoints.loading import read_index, reason
+from innervision.checkpoints.loading import read_index, reason, require_real
 from innervision.errors import InnerVisionError, few
+from innervision.json_files import read_json
+
+FILES = (
+    (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME),
+    (WEIGHTS_INDEX_NAME, WEIGHTS_NAME),
+    ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
+    ("diffusion_pytorch_model.bin.index.json", "diffusion_pytorch_model.bin"),
+)
+"""An index of several files of weights and the name of a single one, as Transformers and Diffusers look for them."""
 
 
 class Shards:
@@ -41,16 +58,14 @@ class Shards:
         if Path(name).is_file():
             self.files = dict.fromkeys(self._open(name), name)
             return
-        for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
+        for index, single in FILES:
             if path := find_file(name, index, revision):
                 self.files = read_index(path)
                 return
             if find_file(name, single, revision):
                 self.files = dict.fromkeys(self._open(single), single)
                 return
-        raise InnerVisionError(
-            f"{name} holds no weights: neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME} nor an index of shards"
-        )
+        raise InnerVisionError(f"{name} holds no weights: no {' and no '.join(single for _, single in FILES)}")
 
     def shapes(self, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Give the shapes of tensors, without reading them."""
@@ -92,6 +107,39 @@ class Shards:
             return {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
         except Exception as error:  # a broken or foreign file can make its reader raise anything
             raise InnerVisionError(f"{path} cannot be read as a file of weights: {reason(error)}") from error
+
+
+def check_types(model: nn.Module, name: str, revision: str | None = None, subfolder: str = "") -> None:
+    """See that the weights of a model that was just loaded are stored as real numbers of 16 bits or more.
+
+    A model that is quantized in a way that the library knows passes, and so does what is no weight (indices).
+
+    Args:
+        model: as it was loaded.
+        name: the folder or the Hub id that it was loaded from.
+        revision: its commit on the Hub.
+        subfolder: of the model in there.
+
+    Raises:
+        InnerVisionError: naming some that are not.
+    """
+    file = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
+    config = Path(name) / file if Path(name).is_dir() else try_to_load_from_cache(name, file, revision=revision)
+    if not isinstance(config, str | Path) or _is_quantized(read_json(config)):  # it is in no cache, or packed
+        return
+    shards = Shards(str(Path(config).parent))
+    weights = {key.rpartition(".")[2] for key, _ in model.named_parameters()}
+    types = {key: tensor.dtype for key, tensor in shards.read(shards.files).items()}
+    require_real({key: dtype for key, dtype in types.items() if key.rpartition(".")[2] in weights}, name)
+
+
+def _is_quantized(config: Any) -> bool:
+    """Tell whether the content of a config.json, or a part of it, names a way to quantize that Transformers knows."""
+    if not isinstance(config, dict):
+        return False
+    settings = config.get("quantization_config")
+    known = isinstance(settings, dict) and settings.get("quant_method") in AUTO_QUANTIZER_MAPPING
+    return known or any(_is_quantized(part) for part in config.values())
 
 
 def find_file(name: str, file: str, revision: str | None = None) -> str | None:

@@ -160,11 +160,11 @@ def _plan(
     learner.run = short_hash([fixed, *(record[key] for key in ("mllm", "experts", "layers", "images"))])
     if resume:
         run.check_same(record)
-        record["notes"] = run.record().get("notes") or []
         if run.state.exists():
             learner.restore(run.state)
         bad.add(list(learner.bad.items()))
-        record["notes"] += _changes(run.settings(), settings, learner.step)
+        if notes := [*(run.record().get("notes") or []), *_changes(run.settings(), settings, learner.step)]:
+            record["notes"] = notes
     return _Plan(run, session, learner, images, bad, steps, log, record)
 
 

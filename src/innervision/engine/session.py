@@ -20,7 +20,7 @@ from innervision.config import TrainSettings
 from innervision.data.loader import Batches, Truth
 from innervision.data.sources import ImageSet
 from innervision.engine.environment import device_name, package_versions
-from innervision.errors import InnerVisionError, printable
+from innervision.errors import InnerVisionError, out_of_memory, printable
 from innervision.mllm import MLLM, Inputs
 from innervision.mllm.check import require_sound
 from innervision.mllm.places import PlaceFinder
@@ -250,6 +250,10 @@ def memory_errors(advice: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InnerVisionError(f"the accelerator is out of memory: {advice}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InnerVisionError(f"the memory of this machine does not suffice: {advice}") from error
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

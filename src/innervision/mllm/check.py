@@ -36,8 +36,9 @@ def self_test(mllm: MLLM, prompt: str = SAMPLE_PROMPT) -> list[Finding]:
     """Try whether a model's layers show what they are said to show, in three forward passes.
 
     An image, another of the same size, and a neighbour of another shape go through the model. What must hold:
-    the decoder calls each of its layers once, in their order; another image changes the states of every layer from 0
-    on; an image's states do not depend on padding and on its neighbour; its features in layer -1 are its own.
+    the decoder calls each of its layers once, in their order; all states are finite; another image changes the states
+    of every layer from 0 on; an image's states do not depend on padding and on its neighbour; its features in layer -1
+    are its own.
 
     Returns:
         One finding for each experiment, an error first if the model cannot be read at all.
@@ -50,6 +51,13 @@ def self_test(mllm: MLLM, prompt: str = SAMPLE_PROMPT) -> list[Finding]:
         swapped = _states(mllm, [other, neighbour], prompt, layers)
     except InnerVisionError as error:
         return [Finding("layers", "error", str(error))]
+    for layer in layers:
+        if not all(bool(each.isfinite().all()) for states in (alone, together, swapped) for each in states[layer]):
+            where = "vision" if layer == VISION else str(layer)
+            detail = (
+                f"the states of layer {where} are not finite: the model's files are broken, or its dtype is too narrow"
+            )
+            return [Finding("layers", "error", detail)]
     tolerance = max(1e-3, 20 * torch.finfo(mllm.dtype).eps)
     decoder = [layer for layer in layers if layer != VISION]
     changes = {layer: _change(swapped[layer][0], together[layer][0]).max().item() for layer in decoder}

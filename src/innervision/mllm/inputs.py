@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -12,7 +12,9 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
-from innervision.errors import InnerVisionError, first_line
+from innervision.errors import InnerVisionError, first_line, out_of_memory, require
+from innervision.mllm.limits import run_limited
+from innervision.mllm.template import write_conversation
 
 Tokens = Literal["all", "image", "text"]
 """Which tokens a probe may read."""
@@ -65,7 +67,10 @@ class Inputs:
         return mask
 
 
-_REFUSALS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError)
+SECONDS, MEMORY = 60.0, 2 << 30
+"""What a processor may take for one small image: time and bytes of memory."""
+
+_REFUSALS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError, ArithmeticError, AssertionError)
 """What a processor raises when it cannot do what it is asked for."""
 
 
@@ -77,6 +82,10 @@ class InputBuilder:
     config: PretrainedConfig
     arguments: frozenset[str] = frozenset()
     """Names of the arguments of the model's forward pass."""
+    name: str = "the model"
+    """Of the model, for errors."""
+    written: dict[tuple[str, str | None], str] = field(default_factory=dict, compare=False)
+    """What the chat template has made of a prompt and a reply."""
 
     def __call__(self, images: Sequence[Image], prompt: str, reply: str | None = None) -> Inputs:
         """Make the model's inputs from RGB images, each beside the same prompt.
@@ -91,6 +100,8 @@ class InputBuilder:
         try:
             encoded = self._encode(list(images), prompt, reply)
         except _REFUSALS as error:
+            if out_of_memory(error):
+                raise
             raise InnerVisionError(f"{type(self.processor).__name__} refuses the input: {first_line(error)}") from error
         tensors: dict[str, Any] = {
             key: value
@@ -109,62 +120,63 @@ class InputBuilder:
         tiles = count_tiles(tensors, image_mask)
         return Inputs(tensors, mask, image_mask, image_sizes(images), tiles)
 
+    def try_out(self, prompt: str) -> None:
+        """Make inputs of a small image under limits: numbers in a processor's files may ask for any size.
+
+        Raises:
+            InnerVisionError: it takes too long or too much memory, or as `__call__`.
+        """
+        if getattr(self.processor, "chat_template", None):
+            self._write(prompt, None)
+
+        def work() -> dict[str, str]:
+            try:
+                self([PIL.Image.new("RGB", (224, 224), (120, 120, 120))], prompt)
+            except InnerVisionError as error:
+                return {"refused": str(error)}
+            return {}
+
+        found = run_limited(work, SECONDS, MEMORY)
+        require("refused" not in found, found.get("refused", ""))
+        require("error" not in found, f"the processor of {self.name} cannot be used: {found.get('error')}")
+
+    def _write(self, prompt: str, reply: str | None) -> str:
+        if (prompt, reply) not in self.written:
+            self.written[prompt, reply] = write_conversation(self.processor, self.name, prompt, reply)
+        return self.written[prompt, reply]
+
     def _encode(self, images: list[Image], prompt: str, reply: str | None) -> dict[str, Any]:
         if not getattr(self.processor, "chat_template", None):
             prompt = f"{prompt} {reply}" if reply else prompt
             bare = self._image_token is None or self._writes_image_tokens
             return self._encode_text(images, prompt if bare else f"{self._image_token}\n{prompt}")
-        answer = [{"role": "assistant", "content": [{"type": "text", "text": reply}]}] if reply else []
-        turns = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}],
-                },
-                *answer,
-            ]
-            for image in images
-        ]
+        text = self._write(prompt, reply)
+        first = getattr(self.processor.tokenizer, "bos_token", None)
+        begun = first is not None and text.startswith(first)  # then the processor's own apply_chat_template adds none
+        return self._encode_text(images, text, **({"add_special_tokens": False} if begun else {}))
 
-        def encode(options: dict[str, Any], return_tensors: str | None) -> Any:
-            return self.processor.apply_chat_template(
-                turns,  # type: ignore[arg-type]  # its annotation knows no images
-                add_generation_prompt=not reply,
-                tokenize=True,
-                return_dict=True,
-                return_tensors=return_tensors,
-                processor_kwargs=options,
-            )
+    def _encode_text(self, images: list[Image], text: str, **options: Any) -> dict[str, Any]:
+        """Give the images one list for each text or, to processors that refuse that, one by one.
 
-        return self._first_accepted([encode])
-
-    def _encode_text(self, images: list[Image], text: str) -> dict[str, Any]:
-        """Give the images one list for each text or, to processors that refuse that, one by one."""
-
-        def encode(images: list[Any], options: dict[str, Any], return_tensors: str | None) -> Any:
-            return self.processor(images=images, text=[text] * len(images), return_tensors=return_tensors, **options)
-
-        return self._first_accepted([partial(encode, [[image] for image in images]), partial(encode, images)])
-
-    def _first_accepted(self, ways: Sequence[Callable[[dict[str, Any], str | None], Any]]) -> dict[str, Any]:
-        """Encode in the first way that the processor accepts.
-
-        Where images have pixels of unequal shape, which it cannot stack, they are joined here.
+        Where images have pixels of unequal shape, which the processor cannot stack, they are joined here.
 
         Raises:
-            Exception: of the first way, if it accepts none.
+            Exception: of the first way, if the processor accepts none.
         """
-        options: dict[str, Any] = {"padding": True}
+        options["padding"] = True
         if "mm_token_type_ids" in self.arguments and isinstance(self.processor, ProcessorMixin):
             options["return_mm_token_type_ids"] = True
+        processor: Any = self.processor  # its base class is not said to be callable
+        encode = partial(processor, text=[text] * len(images), **options)
         refusal: Exception | None = None
-        for way in ways:
+        given: list[Any]
+        for given in ([[image] for image in images], images):
             try:
-                return way(options, "pt")
+                return encode(images=given, return_tensors="pt")
             except _REFUSALS as error:
                 refusal = refusal or error
             with suppress(*_REFUSALS):
-                return join_unequal(way(options, None))
+                return join_unequal(encode(images=given, return_tensors=None))
         assert refusal is not None
         raise refusal
 

@@ -21,12 +21,12 @@ from transformers import (
 
 from innervision.checkpoints.identity import hub_commit, identify, locate, processor_name
 from innervision.checkpoints.layout import ForeignMLLM, read_foreign_mllm
-from innervision.checkpoints.loading import check_files, check_finite, check_layers, loading
+from innervision.checkpoints.loading import check_files, check_finite, check_layers, check_size, loading
+from innervision.checkpoints.shards import check_types
 from innervision.config import VISION
 from innervision.errors import InnerVisionError, few, require
 from innervision.mllm.architecture import Decoder, find_decoder
 from innervision.mllm.inputs import InputBuilder, Inputs, Tokens
-from innervision.mllm.template import SHORT_PROMPT, check_template
 from innervision.mllm.vision import VisionStage, find_vision_stage
 from innervision.mllm.walk import Visitor, Walk
 from innervision.seeds import fixed_seed
@@ -60,7 +60,8 @@ class MLLM:
         self.model = model.eval().requires_grad_(False)
         self.name = name or model.config.name_or_path or type(model).__name__
         self.revision = revision
-        self.builder = InputBuilder(processor, model.config, frozenset(inspect.signature(model.forward).parameters))
+        arguments = frozenset(inspect.signature(model.forward).parameters)
+        self.builder = InputBuilder(processor, model.config, arguments, self.name)
         self.decoder: Decoder = find_decoder(model)
         self.num_layers = len(self.decoder.layers)
         require(self.num_layers > 0, f"{self.name} has no decoder layers: there is nothing to probe")
@@ -123,7 +124,7 @@ class MLLM:
                 processor = AutoProcessor.from_pretrained(folder, **source)
                 if isinstance(processor, PreTrainedTokenizerBase):
                     raise ValueError("it has no processor that takes images, only a tokenizer")
-                check_template(processor, name)
+            InputBuilder(processor, config, name=name).try_out(SAMPLE_PROMPT)
             if random_weights == "all":
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
@@ -134,6 +135,11 @@ class MLLM:
                         foreign.embed(model, random=True)
                 model.to(device)
             else:
+                check_size(
+                    lambda: AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code),
+                    folder,
+                    name,
+                )
                 model = _load_weights(folder, dtype, device, quantization, source, foreign)
                 check_finite(model, name)
                 if foreign is not None:
@@ -143,7 +149,7 @@ class MLLM:
             revision = f"{revision or ''} random {random_weights}, seed {seed}".lstrip()
         mllm = cls(model, processor, name=name, revision=revision)
         with loading("MLLM", name):  # what fails for every image fails here
-            sample = mllm.prepare([Image.new("RGB", (224, 224), (120, 120, 120))], SHORT_PROMPT)
+            sample = mllm.prepare([Image.new("RGB", (224, 224), (120, 120, 120))], SAMPLE_PROMPT)
             mllm.visit(sample, lambda *_: None, [0])
         if random_weights == "llm":
             mllm.randomize_decoder(seed)
@@ -315,6 +321,7 @@ def _load_weights(
     missing = sorted(info["missing_keys"])
     if foreign is not None:
         missing = foreign.complete(model, missing, info["unexpected_keys"])
+    check_types(model, name, source["revision"])
     head = model.get_output_embeddings()
     unused = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     parameters = dict(model.named_parameters())

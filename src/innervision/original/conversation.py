@@ -105,20 +105,18 @@ class OriginalProcessor:
             raise InnerVisionError(f"there is no template {self.template!r}; known are {', '.join(TEMPLATES)}")
         self.chat_template = TEMPLATES[self.template][0]
 
-    def apply_chat_template(self, conversation: list[list[dict[str, Any]]], **_: Any) -> dict[str, Tensor]:
-        """Make `input_ids`, `attention_mask` and `pixel_values` of conversations.
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **_: Any) -> str:
+        """Give a conversation as text: one image and one text from the user, and perhaps a reply."""
+        user, *reply = conversation
+        return self.text(user["content"][-1]["text"], reply[0]["content"][0]["text"] if reply else None)
 
-        Each has one image and one text from the user, the same text in all, and perhaps a reply.
-        """
-        user, *reply = conversation[0]
-        prompt = user["content"][-1]["text"]
-        ids = self.token_ids(prompt, reply[0]["content"][0]["text"] if reply else None)
-        images = [turns[0]["content"][0]["image"] for turns in conversation]
-        input_ids = torch.tensor(ids).expand(len(images), -1).clone()  # (B, T)
+    def __call__(self, *, images: list[list[Image.Image]], text: list[str], **_: Any) -> dict[str, Tensor]:
+        """Make `input_ids`, `attention_mask` and `pixel_values` of images, each beside the same text."""
+        input_ids = torch.tensor(self.token_ids(text[0])).expand(len(images), -1).clone()  # (B, T)
         return {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
-            "pixel_values": self.pixels(images),
+            "pixel_values": self.pixels([image for [image] in images]),
         }
 
     def text(self, prompt: str, reply: str | None = None) -> str:
@@ -126,12 +124,12 @@ class OriginalProcessor:
         turn, answer = TEMPLATES[self.template]
         return turn.format(prompt) + (answer.format(reply) if reply is not None else "")
 
-    def token_ids(self, prompt: str, reply: str | None = None) -> list[int]:
-        """Give the ids of the conversation; the image and the task tokens have theirs below 0.
+    def token_ids(self, text: str) -> list[int]:
+        """Give the ids of a conversation; the image and the task tokens have theirs below 0.
 
         The text before and after the image is split into tokens separately.
         """
-        before, after = self.text(prompt, reply).split("<image>")
+        before, after = text.split("<image>")
         image = [IMAGE_TOKEN] * self.num_image_tokens
         task = [IMAGE_TOKEN - 1 - i for i in range(self.num_task_tokens)]
         return self.tokenizer.bos + self.tokenizer(before) + image + task + self.tokenizer(after)

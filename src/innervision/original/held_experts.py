@@ -18,7 +18,7 @@ from transformers import (
 
 from innervision.checkpoints.checkpoint import MIRRORS
 from innervision.checkpoints.layout import ForeignExpert
-from innervision.checkpoints.loading import check_finite, silent_transformers
+from innervision.checkpoints.loading import check_finite, require_real, silent_transformers
 from innervision.checkpoints.shards import Shards
 from innervision.errors import InnerVisionError, few
 from innervision.original import clip_encoder, depth_anything, oneformer
@@ -123,14 +123,16 @@ def _load(held: Held, expert: str, shards: Shards, prefix: str) -> tuple[PreTrai
         InnerVisionError: naming tensors that are missing, too many or of another shape.
     """
     keys = [key for key in shards.files if key.startswith(prefix)]
-    weights = {key.removeprefix(prefix): value.float() for key, value in shards.read(keys).items()}
+    tensors = {key.removeprefix(prefix): value for key, value in shards.read(keys).items()}
     try:
-        config = held.config(weights)
+        config = held.config(tensors)
+        weights = held.convert(tensors)
+        require_real({key: value.dtype for key, value in weights.items() if not re.match(held.unneeded, key)}, expert)
         with silent_transformers():
             loaded: Any = held.model_class.from_pretrained(
                 None,
                 config=config,
-                state_dict=held.convert(weights),
+                state_dict={key: value.float() for key, value in weights.items()},
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from innervision.checkpoints.identity import hub_commit, identify
-from innervision.checkpoints.loading import check_layers
+from innervision.checkpoints.loading import check_layers, require_real
 from innervision.checkpoints.shards import Shards
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.data import find_images
@@ -152,8 +152,7 @@ def read_bank(info: BankInfo, settings: ProbeSettings, shards: Shards, probes: d
         if tensors[key].shape != expected[place]
     ]
     require(not misshapen, f"{shards.name} holds {len(misshapen)} tensors of another shape: {few(misshapen)}")
-    other = [key for key, tensor in tensors.items() if not tensor.is_floating_point()]
-    require(not other, f"{shards.name} holds {len(other)} tensors that are not of floating point: {few(other)}")
+    require_real({key: tensor.dtype for key, tensor in tensors.items()}, shards.name)
     endless = [key for key, tensor in tensors.items() if not tensor.float().isfinite().all()]
     require(not endless, f"{shards.name} holds {len(endless)} tensors that are not finite: {few(endless)}")
     state = {f"probes.{number + 1}.{name}": tensors.pop(key).float() for (number, name), key in probes.items()}

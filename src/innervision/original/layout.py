@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import is_timm_available
 
 from innervision.checkpoints.layout import ForeignExpert, ForeignMLLM, Layout
-from innervision.checkpoints.shards import Shards
+from innervision.checkpoints.shards import Shards, check_types
 from innervision.errors import InnerVisionError, few
 from innervision.original.conversation import IMAGE_TOKEN, OriginalProcessor, Tokenizer, default_template
 from innervision.original.held_experts import find_beside, read_held_expert
@@ -145,6 +145,7 @@ class Original(ForeignMLLM):
             loaded: Any = CLIPVisionModel.from_pretrained(self.tower, dtype=model.dtype, output_loading_info=True)
             if lacking := loaded[1]["missing_keys"]:
                 raise ValueError(f"the vision tower {self.tower} lacks {len(lacking)} weights, as {few(lacking)}")
+            check_types(loaded[0], self.tower)
             tower.load_state_dict(loaded[0].state_dict())
             missing = [key for key in missing if not key.startswith("model.vision_tower.")]
         return list(missing)

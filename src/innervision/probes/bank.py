@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from innervision.checkpoints.loading import require_real
 from innervision.config import VISION, ProbeSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
@@ -272,7 +273,9 @@ class ProbeBank(nn.Module):
                 ours = find("probes", settings.kind).__module__.startswith("innervision.")
                 with torch.device("meta") if ours else nullcontext():
                     bank = cls(info, settings)
-                bank.load_state_dict({key: file.get_tensor(key).float() for key in bank.state_dict()}, assign=True)
+                tensors = {key: file.get_tensor(key) for key in bank.state_dict()}
+                require_real({key: tensor.dtype for key, tensor in tensors.items()}, str(path))
+                bank.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
         except InnerVisionError:
             raise
         except Exception as error:  # foreign numbers can make PyTorch raise anything
