@@ -16,6 +16,7 @@ from innervision import __version__
 from innervision.cli import main
 from innervision.commands import commands
 from innervision.config import ProbeSettings, TrainSettings
+from innervision.engine.run import RunFolder
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_gen
 from tiny_mllms import save_tiny
@@ -296,9 +297,12 @@ def test_a_task_of_another_package_brings_settings_of_its_own(
     monkeypatch.setitem(sys.modules, "innervision.engine.evaluate", evaluate)
     monkeypatch.setattr("innervision.commands._show_scores", Calls())
 
-    assert main(["evaluate", "count", "runs/a", "--data", "d", "--most", "4", "--batch-size", "1", "--overwrite"]) == 0
-    [((run, task, settings), named)] = calls
-    assert (run, task, type(settings).__name__) == ("runs/a", "count", "CountSettings")
+    run = RunFolder(tmp_path / "run")
+    run.write_settings(TrainSettings(mllm="m", images="i", out="o"), {})
+    words = ["--data", "d", "--most", "4", "--batch-size", "1", "--overwrite"]
+    assert main(["evaluate", "count", str(run.path), *words]) == 0
+    [((path, task, settings), named)] = calls
+    assert (path, task, type(settings).__name__) == (run.path, "count", "CountSettings")
     assert (settings.data, settings.most, settings.batch_size) == ("d", 4, 1)
     assert named == {"overwrite": True, "trust_remote_code": False}
     with pytest.raises(SystemExit):

@@ -47,6 +47,8 @@ def commands() -> dict[str, Command]:
         },
         "check": Command(check, Check),
         "import": Command(import_probes, Import),
+        "push": Command(push, Push),
+        "pull": Command(pull, Pull),
         "plot": Command(plot, Plot),
         "compare": Command(compare, Compare),
         "data coco": Command(data_coco, Coco),
@@ -87,7 +89,7 @@ class Evaluate:
     """What a call decides beside the settings."""
 
     run: str
-    """Folder of a trained run."""
+    """A trained run: its folder, or hf:USER/REPO, which is pulled to runs/REPO."""
     _: KW_ONLY
     overwrite: bool = False
     """Score anew, whatever scores of these images or others the run has."""
@@ -97,32 +99,34 @@ class Evaluate:
 
 def evaluate_similarity(call: Evaluate, settings: EvaluateSettings) -> None:
     """Score every layer by the similarity of its predictions to the expert's features."""
-    _tell_models(call.run)
+    run = _run_to_score(call.run)
     from innervision.engine.evaluate import evaluate_similarity
 
-    table = evaluate_similarity(call.run, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
-    _show_scores(call.run, table)
+    table = evaluate_similarity(run, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
+    _show_scores(run, table)
 
 
 def evaluate_task(task: str, call: Evaluate, settings: TaskSettings) -> None:
     """Decode every layer's predictions with the expert's own head, and score them."""
-    _tell_models(call.run)
+    run = _run_to_score(call.run)
     from innervision.engine.evaluate import evaluate_task
 
-    table = evaluate_task(call.run, task, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
-    _show_scores(call.run, table)
+    table = evaluate_task(run, task, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
+    _show_scores(run, table)
 
 
-def _tell_models(run: str) -> None:
-    """Say which models a run names before they are loaded: it may come from elsewhere."""
+def _run_to_score(name: str) -> Path:
+    """Find a run, and say which models it names before they are loaded: it may come from elsewhere."""
     from innervision.engine.run import RunFolder
+    from innervision.hub.fetch import locate_own_run
 
-    with suppress(InnerVisionError):  # what is wrong with the run is said when it is scored
-        settings = RunFolder(run).settings()
-        tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
+    run = locate_own_run(name)
+    settings = RunFolder(run).trained_settings()
+    tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
+    return run
 
 
-def _show_scores(run: str, path: Path) -> None:
+def _show_scores(run: Path, path: Path) -> None:
     if int(os.environ.get("RANK", "0")) > 0:  # one of several processes speaks
         return
     from innervision.report.tables import tabulate, write_summary
@@ -209,11 +213,54 @@ def import_probes(call: Import) -> None:
 
 
 @dataclass
+class Push:
+    """What is published, and where."""
+
+    run: str
+    """Folder of a trained run."""
+    repository: str
+    """USER/REPO on the Hugging Face Hub; made if it does not exist."""
+    _: KW_ONLY
+    license: str
+    """Of the probes and scores, as the Hub writes it: apache-2.0, mit, cc-by-4.0 …"""
+    private: bool = False
+    """Make the repository visible to its owner alone, if it is made."""
+
+
+def push(call: Push) -> None:
+    """Publish a run on the Hugging Face Hub, with a card made from it. A call that was stopped resumes."""
+    from innervision.hub.fetch import locate_run
+    from innervision.hub.push import push
+
+    show(push(locate_run(call.run), call.repository, licence=call.license, private=call.private))
+    show(f"others use it as hf:{call.repository}")
+
+
+@dataclass
+class Pull:
+    """What is fetched, and where it goes."""
+
+    repository: str
+    """USER/REPO or USER/REPO@REVISION on the Hugging Face Hub."""
+    _: KW_ONLY
+    out: str | None = None
+    """The run's folder; by default runs/REPO."""
+
+
+def pull(call: Pull) -> None:
+    """Copy a run from the Hugging Face Hub to a folder of one's own. A call that was stopped resumes."""
+    from innervision.hub.fetch import HubRun, pull
+
+    run = HubRun.parse(call.repository)
+    show(pull(run, call.out or f"runs/{run.name}"))
+
+
+@dataclass
 class Plot:
     """What is drawn."""
 
     runs: list[str]
-    """Folders of scored runs; each becomes a curve."""
+    """Scored runs, each its folder or hf:USER/REPO; each becomes a curve."""
     _: KW_ONLY
     out: str
     """Where the figure goes; PNG and PDF are written both."""
@@ -224,15 +271,17 @@ class Plot:
 
 def plot(call: Plot) -> None:
     """Draw the curves of one or several runs by layer, as PNG and PDF."""
+    from innervision.hub.fetch import locate_run
     from innervision.report.figures import plot_curves, write_figure
     from innervision.report.sample_size import sample_size_figure
 
+    runs = [locate_run(run) for run in call.runs]
     metrics = [name.strip() for name in call.metrics.split(",")] if call.metrics else None
     if metrics and "images" in metrics:
         require(metrics == ["images"], "images is a figure of its own: ask for it alone")
-        paths = write_figure(sample_size_figure(call.runs), call.out)
+        paths = write_figure(sample_size_figure(runs), call.out)
     else:
-        paths = plot_curves(call.runs, call.out, metrics)
+        paths = plot_curves(runs, call.out, metrics)
     for path in paths:
         show(path)
 
@@ -242,17 +291,18 @@ class Compare:
     """The two runs."""
 
     run: str
-    """Folder of a scored run."""
+    """A scored run: its folder, or hf:USER/REPO."""
     other: str
-    """Folder of the run that is taken from it."""
+    """The run that is taken from it."""
 
 
 def compare(call: Compare) -> None:
     """Say how much one run scores above another on the same images, layer by layer."""
+    from innervision.hub.fetch import locate_run
     from innervision.report.compare import compare
     from innervision.report.tables import format_differences
 
-    found = compare(call.run, call.other)
+    found = compare(locate_run(call.run), locate_run(call.other))
     show(f"{call.run} less {call.other}, over the images that both have\n")
     show(format_differences(found.differences, found.differences["target"].unique(), found.metrics))
     for line in found.left_out:

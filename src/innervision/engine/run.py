@@ -6,6 +6,7 @@ train/log.jsonl           loss per target and layer, learning rate, images/s
 train/bad_images.json     images that were left out, and why
 train/state.pt            what --resume needs; deleted when training is done
 scores/*.parquet          one row per image, target, layer, source and metric
+origin.json               of a run that was pulled from the Hub: repository, revision, commit, hash of its run.yaml
 """
 
 import json
@@ -16,9 +17,12 @@ from typing import Any
 
 import yaml
 
+from innervision.checkpoints.identity import fingerprint, is_public
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write, remove_half_written
+from innervision.json_files import read_json
+from innervision.targets import parse_targets
 from innervision.yaml_files import read_yaml
 
 FORMAT = 2
@@ -39,6 +43,7 @@ class RunFolder:
         self.bad_images = self.path / "train" / "bad_images.json"
         self.state = self.path / "train" / "state.pt"
         self.scores = self.path / "scores"
+        self.origin_file = self.path / "origin.json"
         self.lock = self.path / ".lock"
         """Held by the process that trains."""
 
@@ -113,9 +118,37 @@ class RunFolder:
         """Read what the settings were resolved to: mllm, experts, layers, images, parameters and setup."""
         return self.read()["record"]
 
+    def origin(self) -> dict[str, Any]:
+        """Read where on the Hub a pulled run comes from: repository, revision, commit; empty for other runs.
+
+        Raises:
+            InnerVisionError: the file cannot be read.
+        """
+        if not self.origin_file.exists():
+            return {}
+        content = read_json(self.origin_file)
+        if not (isinstance(content, dict) and {"repository", "commit", "run.yaml"} <= content.keys()):
+            raise InnerVisionError(f"{self.origin_file} does not say where the run comes from: pull the run again")
+        return content
+
     def trained_settings(self) -> TrainSettings:
-        """Read the settings of this run, with the precision that its MLLM was loaded in where they name none."""
+        """Read the settings by which the models of this run are loaded.
+
+        The precision is that in which its MLLM was loaded, where the settings name none.
+
+        Raises:
+            InnerVisionError: as `settings`; or the run was pulled and names a model on this machine, which whoever
+                pushed it cannot mean. A run.yaml that was changed since is its new owner's.
+        """
         settings, setup = self.settings(), self.record().get("setup")
+        if self.origin().get("run.yaml") == fingerprint(self.yaml):
+            experts = [(spec.expert, spec.name) for spec in parse_targets(settings.targets) if spec.expert]
+            for name, part in [(settings.mllm, "mllm"), *experts]:
+                if not is_public(name):
+                    raise InnerVisionError(
+                        f"the run comes from the Hub, and its {part}, {name}, is a path of the machine it was made on. "
+                        f"To use your own copy of that model, name it in {self.yaml}"
+                    )
         dtype = setup.get("dtype") if isinstance(setup, dict) else None
         return replace(settings, dtype=settings.dtype or (dtype.get("mllm") if isinstance(dtype, dict) else None))
 

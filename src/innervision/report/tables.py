@@ -158,25 +158,30 @@ def _format_rule(table: pd.DataFrame, cell: str, metrics: Metrics, made: str) ->
     shown = in_order(rows["metric"], [*METRICS, *metrics])
     sources = in_order(rows["source"], SOURCES)
     layers = _layers(rows)
-    lines: list[Line] = [("vision" if layer == -1 else str(layer), "probe", layer) for layer in layers]
+    lines: list[Line] = [(layer_name(layer), "probe", layer) for layer in layers]
     lines += [("avg", "probe", None)] if rows["layer"].isna().any() and layers[-1:] > [0] else []
     lines += [(source, source, None) for source in sources if source not in ("probe", *BESIDE)]
     blocks = [_metric_block(find_metric(key, metrics), rows[rows["metric"] == key], lines, cell) for key in shown]
-    images = _count(rows["images"])
-    title = f"{rows['target'].iloc[0]}: {images} {'image' if images == '1' else 'images'}, "
     return "\n".join(
         [
-            f"{title}{made}scored by the {rows['protocol'].iloc[0]} rule",
+            title_of(rows, made),
             "",
             _side_by_side(["", "layer", *(label for label, _, _ in lines)], blocks),
-            *_warn(rows, metrics),
+            *warnings_of(rows, metrics),
             *_format_groups(table[table["group"].notna()], lines, metrics),
         ]
     )
 
 
-def _warn(rows: pd.DataFrame, metrics: Metrics) -> Iterator[str]:
-    """Say which intervals do not hold."""
+def title_of(rows: pd.DataFrame, made: str) -> str:
+    """Say what the rows of one target and rule are over; `made` says how predictions were made."""
+    images = _count(rows["images"])
+    title = f"{rows['target'].iloc[0]}: {images} {'image' if images == '1' else 'images'}, "
+    return f"{title}{made}scored by the {rows['protocol'].iloc[0]} rule"
+
+
+def warnings_of(rows: pd.DataFrame, metrics: Metrics) -> Iterator[str]:
+    """Say which intervals of one target and rule do not hold."""
     for key in in_order(rows[~holds(rows)]["metric"], [*METRICS, *metrics]):
         worst = rows[rows["metric"] == key].sort_values("rare_groups").iloc[-1]
         yield (
@@ -195,7 +200,7 @@ def _format_groups(rows: pd.DataFrame, lines: list[Line], metrics: Metrics) -> I
         for name, scores in groups:
             cells = _cells(scores)
             numbers = (_number(cells.get((source, layer)), metric) for _, source, layer in lines)
-            blocks.append(_align([str(name), _count(scores["images"]), *numbers]))
+            blocks.append(align([str(name), _count(scores["images"]), *numbers]))
         yield f"\n{metric.name} by group\n"
         yield _side_by_side(["layer", "images", *(label for label, _, _ in lines)], blocks)
 
@@ -228,6 +233,11 @@ def _write_notes(notes: Mapping[str, str]) -> str:
     return "\n".join(f"{name:<18}  {meaning}" for name, meaning in notes.items())
 
 
+def layer_name(layer: int) -> str:
+    """Write the number of a layer as tables do."""
+    return "vision" if layer == -1 else str(layer)
+
+
 def _layers(rows: pd.DataFrame) -> list[int]:
     return sorted(int(layer) for layer in rows["layer"].dropna().unique())
 
@@ -235,18 +245,18 @@ def _layers(rows: pd.DataFrame) -> list[int]:
 def _metric_block(metric: Metric, rows: pd.DataFrame, lines: list[Line], name: str) -> list[str]:
     """Give two header lines and the cells of `lines`, right-aligned to one width."""
     cells = _cells(rows)
-    scores = [_with_interval(cells.get((source, layer)), metric) for _, source, layer in lines]
+    scores = [with_interval(cells.get((source, layer)), metric) for _, source, layer in lines]
     floors = [floor for floor in BESIDE if floor in set(rows["source"])]
     columns = [scores]
     for floor in floors:
         beside = [cells.get((floor, layer)) if source == "probe" else None for _, source, layer in lines]
-        columns.append(_align([_number(row, metric) for row in beside]))
+        columns.append(align([_number(row, metric) for row in beside]))
     together = (" ".join(line) for line in zip(*columns, strict=True))
-    return _align([metric.name, " ".join([f"{name} [low, high]", *floors]), *together])
+    return align([metric.name, " ".join([f"{name} [low, high]", *floors]), *together])
 
 
-def _align(lines: list[str]) -> list[str]:
-    """Align lines to their right."""
+def align(lines: list[str]) -> list[str]:
+    """Align lines of text to their right."""
     width = max(map(len, lines))
     return [line.rjust(width) for line in lines]
 
@@ -261,7 +271,8 @@ def _number(row: Any, metric: Metric) -> str:
     return "" if row is None else metric.format(row.mean)
 
 
-def _with_interval(row: Any, metric: Metric) -> str:
+def with_interval(row: Any, metric: Metric) -> str:
+    """Write the score of a row of `summarize`, a named tuple, with its interval; nothing where there is no row."""
     if row is None:
         return ""
     ends = "-, -" if np.isnan(row.low) else f"{metric.format(row.low)}, {metric.format(row.high)}"
@@ -270,7 +281,7 @@ def _with_interval(row: Any, metric: Metric) -> str:
 
 def _side_by_side(labels: list[str], blocks: list[list[str]]) -> str:
     """Set blocks of lines beside each other, after the labels; those that would pass `WIDTH` go below."""
-    labels = _align(labels)
+    labels = align(labels)
     tables = [[labels]]
     for block in blocks:
         if len(tables[-1]) > 1 and sum(2 + len(each[0]) for each in [*tables[-1], block]) - 2 > WIDTH:
