@@ -290,6 +290,7 @@ def test_models_of_the_hub_and_of_the_package_are_named_before_they_are_loaded(
 ) -> None:
     push(run, "me/run", licence="mit")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
     assert main(["evaluate", "similarity", "hf:me/run", "--images", str(tmp_path / "none")]) == 1
     said = capsys.readouterr().err
     assert "runs/run/run.yaml names the models: some/mllm and the experts depth,seg" in said

@@ -3,11 +3,6 @@
 import hashlib
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import CONFIG_NAME
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from innervision.errors import InnerVisionError
 
 STRIDE, SAMPLE = 1 << 20, 1 << 12
@@ -45,6 +40,9 @@ def absolute(name: str) -> str:
 
 def is_public(name: str) -> bool:
     """Tell whether a name stands for the same model on every machine: one of the package, or one on the Hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     if name.startswith("world/"):
         return True
     try:
@@ -66,10 +64,11 @@ def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
     return name, hub_commit(name, revision)
 
 
-def hub_commit(name: str, revision: str | None, file: str = CONFIG_NAME) -> str | None:
+def hub_commit(name: str, revision: str | None, file: str = "config.json") -> str | None:
     """Give the commit of a model on the Hub whose `file` is in the cache at `revision`, else `revision`."""
     if Path(name).exists():
         return revision
+    from huggingface_hub import try_to_load_from_cache
     from transformers.utils import extract_commit_hash  # which imports torch
 
     cached = try_to_load_from_cache(name, file, revision=revision)

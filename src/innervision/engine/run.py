@@ -5,11 +5,12 @@ probes/TARGET.safetensors one file per target
 train/log.jsonl           loss per target and layer, learning rate, images/s
 train/bad_images.json     images that were left out, and why
 train/state.pt            what --resume needs; deleted when training is done
-scores/*.parquet          one row per image, target, layer, source and metric
+scores/*.parquet          one row per image, target, layer, source and metric; EVALUATION@NAME where it has a name
 origin.json               of a run that was pulled from the Hub: repository, revision, commit, hash of its run.yaml
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from innervision.checkpoints.identity import fingerprint, is_public
-from innervision.config import ProbeSettings, TrainSettings
+from innervision.config import ProbeSettings, TrainSettings, with_present_names
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write, remove_half_written
 from innervision.json_files import read_json
@@ -30,6 +31,27 @@ FORMAT = 2
 
 FREE_TO_CHANGE = {"out", "device", "workers", "save_minutes", "max_bad", "trackers", "micro_batch_size"}
 """Settings that may differ when a run is resumed: they leave its result alone (micro_batch_size but for rounding)."""
+
+OWN_NAME = "@"
+"""Stands in the name of a table between that of the evaluation and its own."""
+
+
+def table_name(evaluation: str, name: str | None) -> str:
+    """Name the table of an evaluation: `similarity`, or `similarity@NAME` where it is given a name of its own.
+
+    Raises:
+        InnerVisionError: the name cannot be part of a file's.
+    """
+    if name is None:
+        return evaluation
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise InnerVisionError(f"{name!r} cannot be the name of a table: use letters, digits, '_' and '-'")
+    return f"{evaluation}{OWN_NAME}{name}"
+
+
+def evaluation_of(table: str) -> str:
+    """Give the evaluation that a table is of, see `table_name`."""
+    return table.partition(OWN_NAME)[0]
 
 
 class RunFolder:
@@ -166,7 +188,8 @@ class RunFolder:
         try:
             content = read_yaml(self.yaml)
         except FileNotFoundError:
-            raise InnerVisionError(f"{self.path} is not a run folder: it has no run.yaml") from None
+            what = "is not a run folder: it has no run.yaml" if self.path.exists() else "does not exist"
+            raise InnerVisionError(f"{self.path} {what}; innervision train makes runs") from None
         if not isinstance(content, dict):
             raise InnerVisionError(f"{self.yaml} does not hold the settings of a run")
         if (found := content.get("format", 1)) != FORMAT:
@@ -181,4 +204,4 @@ class RunFolder:
             isinstance(each, dict) and "kind" in each for each in experts.values()
         ):
             raise InnerVisionError(f"{self.yaml} does not say what the experts of the run are")
-        return content
+        return {**content, "settings": with_present_names(content["settings"])}

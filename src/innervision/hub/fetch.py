@@ -1,15 +1,15 @@
 """Which folder a run's name stands for: one of this machine, or `hf:USER/REPO@REVISION`, a run on the Hub.
 
 A run from the Hub is data from a stranger. Only files of a run are fetched (`FILES`), of kinds that hold data and no
-code; each is held against the checksum that the Hub lists; and `origin.json` beside a pulled run lets
-`RunFolder.trained_settings` refuse models that its run.yaml would load from this machine.
+code; each is held against the checksum that the Hub lists; and `origin.json`, written beside them, lets
+`RunFolder.trained_settings` refuse models that run.yaml would load from this machine.
 """
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -87,6 +87,17 @@ def locate_run(name: str | Path) -> Path:
     """Give the folder of a run to read from: for `hf:USER/REPO[@REVISION]` its copy in the Hub's cache.
 
     Raises:
+        InnerVisionError: there is no such run, it cannot be fetched, or is not what the Hub says it is.
+    """
+    folder = locate(name)
+    RunFolder(folder).read()
+    return folder
+
+
+def locate(name: str | Path) -> Path:
+    """Give the folder of a run as `locate_run` does, or any other folder, as it is.
+
+    Raises:
         InnerVisionError: the run cannot be fetched, or is not what the Hub says it is.
     """
     return fetch(HubRun.parse(str(name))) if _is_on_hub(name) else Path(name)
@@ -129,12 +140,6 @@ def pull(run: HubRun, out: str | Path) -> Path:
     out = Path(out)
     require(not out.exists(), f"{out} exists already: choose another --out, or delete it")
     snapshot = fetch(run)
-    origin = {
-        "repository": run.repository,
-        "revision": run.revision or "main",
-        "commit": snapshot.name,
-        "run.yaml": fingerprint(snapshot / "run.yaml"),
-    }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
@@ -142,8 +147,7 @@ def pull(run: HubRun, out: str | Path) -> Path:
             for name in _of_run(snapshot):
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(snapshot / name, copy / name)
-            with atomic_write(RunFolder(copy).origin_file) as temporary:
-                temporary.write_text(json.dumps(origin, indent=1))
+            _write_origin(copy, {**RunFolder(snapshot).origin(), "revision": run.revision or "main"})
             copy.replace(out)
     except OSError as error:
         raise InnerVisionError(f"cannot write {out}: {error.strerror or error}") from error
@@ -179,7 +183,15 @@ def fetch(run: HubRun) -> Path:
         f"{run} was altered on its way: {few(each['path'] for each in wrong)} is not what the Hub lists. It is deleted "
         "here; call again to fetch it anew",
     )
+    if not RunFolder(folder).origin():
+        facts = {"repository": run.repository, "commit": folder.name, "run.yaml": fingerprint(folder / "run.yaml")}
+        _write_origin(folder, facts)
     return folder
+
+
+def _write_origin(folder: Path, facts: Mapping[str, str]) -> None:
+    with atomic_write(RunFolder(folder).origin_file) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1))
 
 
 def _of_run(snapshot: Path) -> list[str]:

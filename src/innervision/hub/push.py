@@ -5,11 +5,12 @@ import warnings
 from pathlib import Path
 
 from innervision.checkpoints.identity import is_public
-from innervision.engine.run import RunFolder
+from innervision.engine.run import RunFolder, evaluation_of
 from innervision.errors import InnerVisionError, require
 from innervision.hub.card import make_card
 from innervision.hub.fetch import FILES, TOO_DEEP, HubRun, hub_errors, require_repository
 from innervision.report.figures import plot_curves
+from innervision.report.files import tables_of
 from innervision.targets import parse_targets
 from innervision.terminal import tell
 
@@ -42,14 +43,15 @@ def push(path: str | Path, repository: str, *, licence: str, private: bool = Fal
     run = RunFolder(path)
     names = [file.relative_to(run.path).as_posix() for file in run.path.rglob("*") if file.is_file()]
     files = list(filter_repo_objects(names, allow_patterns=[*FILES, *ALSO], ignore_patterns=[TOO_DEEP]))
-    if lacking := [name for name in run.read()["record"].get("experts", {}) if not run.probes(name).exists()]:
+    experts = run.record().get("experts", {})
+    if lacking := [name for name in experts if not run.probes(name).exists()] or ([] if experts else ["any target"]):
         raise InnerVisionError(f"{run.path} is not trained yet: there are no probes for {', '.join(lacking)}")
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder)  # links to the files, so that the run's folder stays as it is
         for name in files:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).symlink_to((run.path / name).resolve())
-        scored = any(name.endswith(".parquet") for name in files)
+        scored = any(table == evaluation_of(table) for table in tables_of(run.path))
         if scored:
             plot_curves([run.path], stage / CARD[1])
             (stage / "curves.pdf").unlink()

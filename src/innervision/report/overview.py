@@ -2,18 +2,21 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from innervision.metrics.registry import METRICS, Metric, find_metric
+from innervision.report.files import read_facts, run_protocol
 from innervision.report.tables import (
     BESIDE,
     Metrics,
     align,
     in_order,
     layer_name,
+    read_summary,
     title_of,
     warnings_of,
     with_interval,
@@ -73,7 +76,7 @@ def overviews(summary: pd.DataFrame, targets: Iterable[str], metrics: Metrics | 
 def format_overviews(
     summary: pd.DataFrame, targets: Iterable[str], metrics: Metrics | None = None, protocol: str | None = None
 ) -> str:
-    """Write `overviews` as plain text of at most 120 columns: a few lines for each target, and below what they mean.
+    """Write `overviews` as plain text of at most 120 columns, a few lines for each target; `LEGEND` explains them.
 
     Args:
         summary: as `summarize` gives it.
@@ -90,7 +93,19 @@ def format_overviews(
         rows = summary[(summary["target"] == target) & (summary["protocol"] == rule) & summary["group"].isna()]
         notes = [*_below(lines), *warnings_of(rows, metrics or {})]
         blocks.append("\n".join([title_of(rows, made), "", *_table(lines), *notes]))
-    return "\n\n".join([*blocks, LEGEND])
+    return "\n\n".join(blocks)
+
+
+def overview_text(run: str | Path, table: str = "similarity") -> str:
+    """Write what a table of a run's scores says. See `format_overviews`.
+
+    Raises:
+        InnerVisionError: the run or its scores cannot be read.
+    """
+    summary, facts = read_summary(run, table), read_facts(run, table)
+    known = [*facts.plan.get("experts", {}), *summary["target"].unique()]
+    targets = [name for name in dict.fromkeys(known) if name in set(summary["target"])]
+    return format_overviews(summary, targets, facts.metrics, run_protocol(run, facts))
 
 
 def _overview(rows: pd.DataFrame, metric: Metric) -> Overview | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from innervision.errors import printable
+from innervision.errors import InnerVisionError, first_line, printable
 from innervision.files import atomic_write
 from innervision.metrics.interval import FEWEST
 from innervision.metrics.registry import METRICS, Metric, find_metric
@@ -29,6 +29,9 @@ BESIDE = ("shuffled", "blank")
 """Floors that every layer has, shown beside the probe's score."""
 
 KEYS = ["target", "source", "layer", "metric", "protocol"]
+TEXTS = ["target", "source", "metric", "protocol"]
+SUMMARY = [*KEYS, "group", "mean", "low", "high", "images", "groups", "rare_groups"]
+"""Columns of `summarize`."""
 MOST_GROUPS = 12
 """Where a metric has more groups, as mIoU has classes, they are left to the file of all scores."""
 MOST_RARE = 0.1
@@ -90,7 +93,24 @@ def summarize(scores: pd.DataFrame, metrics: Metrics | None = None) -> pd.DataFr
         parts.append(series.rows.assign(mean=series.score, low=low, high=high))
     summary = pd.concat(parts, ignore_index=True)
     summary = summary.sort_values("group", na_position="first").sort_values(KEYS, kind="stable", ignore_index=True)
-    return summary[[*KEYS, "group", "mean", "low", "high", "images", "groups", "rare_groups"]]
+    return summary[SUMMARY]
+
+
+def read_summary(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame:
+    """Give the scores of a run over its images: as `write_summary` wrote them, where that is there and no older.
+
+    Raises:
+        InnerVisionError: as `read_scores`, or the file cannot be read.
+    """
+    table = Path(run) / "scores" / f"{evaluation}.parquet"
+    path = table.with_suffix(".csv")
+    if not (table.exists() and path.exists() and path.stat().st_mtime >= table.stat().st_mtime):
+        return summarize(read_scores(run, evaluation), read_facts(run, evaluation).metrics)
+    try:
+        read = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a class may be called NA
+        return read[SUMMARY].astype({"layer": "Int64"} | dict.fromkeys([*TEXTS, "group"], object))
+    except (OSError, ValueError, KeyError) as error:
+        raise InnerVisionError(f"{path} cannot be read ({first_line(error)}). Delete it: it is made anew.") from error
 
 
 def write_summary(summary: pd.DataFrame, path: str | Path) -> None:
@@ -99,8 +119,8 @@ def write_summary(summary: pd.DataFrame, path: str | Path) -> None:
     Raises:
         InnerVisionError: the file cannot be written.
     """
-    texts = ["target", "source", "metric", "protocol", "group"]
-    shown = summary.assign(**{name: summary[name].astype(object).map(printable, na_action="ignore") for name in texts})
+    texts = {name: summary[name].astype(object).map(printable, na_action="ignore") for name in [*TEXTS, "group"]}
+    shown = summary.assign(**texts)
     with atomic_write(Path(path)) as temporary:
         shown.to_csv(temporary, index=False)
 
