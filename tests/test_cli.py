@@ -9,13 +9,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from innervision import __version__
 from innervision.cli import main
 from innervision.commands import commands
 from innervision.config import ProbeSettings, TrainSettings
+from innervision.engine.run import RunFolder
+from innervision.world.dataset import write_scenes
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_gen
 from tiny_mllms import save_tiny
@@ -65,6 +69,9 @@ def test_train_evaluate_plot(capsys: pytest.CaptureFixture[str], run: str, tmp_p
     assert main(["plot", run, "--out", str(tmp_path / "figure.png")]) == 0
     shown = capsys.readouterr().out
     assert "gen: 6 images, run of the standard protocol, scored by the standard rule" in shown
+    lines = shown[shown.index("gen: 6 images") :].splitlines()
+    assert lines[3].split()[0] == "cosine"  # a line for each metric, not for each layer
+    assert [line for line in lines if line.startswith("clear  ")]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
 
@@ -135,6 +142,67 @@ def test_errors_say_what_is_wrong_without_a_traceback(
     assert text.rpartition("innervision: error: ")[2].count("\n") <= 2
 
 
+def test_all_layers_are_shown_on_request(run: str, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    words = ["evaluate", "similarity", run, "--images", str(models / "val"), "--workers", "0"]
+    assert main([*words, "--table"]) == 0
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert shown[3:11] == ["vision", "0", "1", "2", "3", "4", "avg", "mean"]
+    assert main(["show", run]) == 0
+    assert "vision" not in [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "similarity", "no/run", "--images", "i"], "no/run does not exist"),
+        (["evaluate", "gen", "no/run", "--data", "i"], "no/run does not exist"),
+        (["evaluate", "gen", "RUN", "--data", "no/data"], "no such file or folder: no/data"),
+        (["evaluate", "seg", "RUN", "--data", ".", "--batch-size", "0"], "batch_size must be above 0"),
+        (["evaluate", "similarity", "RUN", "--images", ".", "--name", "a/b"], "cannot be the name of a table"),
+        (["plot", "RUN", "no/run", "--out", "a.png"], "no/run does not exist"),
+        (["compare", "RUN", "no/run"], "no/run does not exist"),
+        (["show", "no/run"], "no/run does not exist"),
+        (["picture", "RUN", "--image", "no/image"], "there is no image no/image"),
+        (
+            ["picture", "RUN", "--image", "RUN/run.yaml", "--targets", "deep"],
+            "no target 'deep', only: dino",
+        ),
+        (["picture", "RUN", "--image", "RUN/run.yaml"], "nothing can be drawn of dino"),
+        (["push", "RUN", "repo", "--license", "mit"], "'repo' is no repository on the Hub"),
+        (["push", "RUN", "me/repo"], "license"),
+        (["train", "--mllm", "m", "--images", "no/images", "--out", "o"], "no such file or folder: no/images"),
+        (["train", "--mllm", "m", "--images", ".", "--out", "o", "--targets", "deep"], "there is no target 'deep'"),
+        (["train", "--mllm", "m", "--images", ".", "--out", "o", "--probe.kind", "mlp"], "there is no probe 'mlp'"),
+    ],
+)
+def test_what_needs_no_model_is_told_without_torch(words: list[str], said: str, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "RUN")
+    experts = {"dino": {"kind": "backbone"}}
+    run.write_settings(TrainSettings(mllm="m", images="i", out="o", targets="dino:backbone=x"), {"experts": experts})
+    code = "import sys\nfrom innervision.cli import main\nstatus = main(sys.argv[1:])\n"
+    code += "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\nsys.exit(status)"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("innervision: error: "), done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_picture_shows_each_layer_of_any_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scenes(tmp_path / "scenes", train=8, val=2, size=64, progress=False)
+    out, targets = str(tmp_path / "run"), "depth=world/depth,seg=world/seg"
+    words = ["--targets", targets, "--images", str(tmp_path / "scenes/train2017"), "--layers", "0,8", "--device", "cpu"]
+    assert main(["train", "--mllm", "world/tuned", "--out", out, *words, "--workers", "0"]) == 0
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (90, 60), (200, 30, 60)).save("photo.jpg")
+    assert main(["picture", out, "--image", "photo.jpg", "--targets", "seg", "--device", "cpu"]) == 0
+    assert main(["picture", out, "--image", "photo.jpg", "--out", "both.svg", "--device", "cpu"]) == 0
+    drawn = np.asarray(Image.open("photo-layers.png").convert("RGB")).astype(int)
+    assert (np.abs(drawn - np.array([200, 30, 60])).max(-1) < 12).mean() > 0.01  # the photograph itself
+    assert "<svg" in Path("both.svg").read_text()[:1000]
+
+
 def test_debug_shows_the_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     status, text = failure([*words, "--images", "no/such/folder", "--debug"], capsys)
     assert status == 1
@@ -157,8 +225,10 @@ class Calls(list):
 
 
 @pytest.fixture
-def fitted(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """The calls of `fit`, which then trains nothing."""
+def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The calls of `fit`, which then trains nothing, in a folder that holds the images `i`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "i").mkdir()
     calls = Calls()
     fit = ModuleType("fit")
     fit.fit = calls  # type: ignore[attr-defined]
@@ -184,7 +254,10 @@ def test_trust_and_resume_are_decided_by_the_call_alone(fitted: Calls) -> None:
     assert named == {"resume": True, "trust_remote_code": True}
 
 
-def test_settings_of_foreign_probes_pass_through(fitted: Calls, tmp_path: Path) -> None:
+def test_settings_of_foreign_probes_pass_through(
+    fitted: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("innervision.commands.require_offered", Calls())
     (tmp_path / "a.yaml").write_text("probe: {kind: mine, options: {width: 3, flag: true, share: 2.0, names: [a, b]}}")
     assert main([*TRAIN, "--config", str(tmp_path / "a.yaml"), "--probe.options.my_rate", "0.5"]) == 0
     [((settings,), _)] = fitted
@@ -296,11 +369,14 @@ def test_a_task_of_another_package_brings_settings_of_its_own(
     monkeypatch.setitem(sys.modules, "innervision.engine.evaluate", evaluate)
     monkeypatch.setattr("innervision.commands._show_scores", Calls())
 
-    assert main(["evaluate", "count", "runs/a", "--data", "d", "--most", "4", "--batch-size", "1", "--overwrite"]) == 0
-    [((run, task, settings), named)] = calls
-    assert (run, task, type(settings).__name__) == ("runs/a", "count", "CountSettings")
+    run = RunFolder(tmp_path / "run")
+    run.write_settings(TrainSettings(mllm="m", images="i", out="o"), {})
+    words = ["--data", "d", "--most", "4", "--batch-size", "1", "--overwrite"]
+    assert main(["evaluate", "count", str(run.path), *words]) == 0
+    [((path, task, settings), named)] = calls
+    assert (path, task, type(settings).__name__) == (run.path, "count", "CountSettings")
     assert (settings.data, settings.most, settings.batch_size) == ("d", 4, 1)
-    assert named == {"overwrite": True, "trust_remote_code": False}
+    assert named == {"name": None, "overwrite": True, "trust_remote_code": False}
     with pytest.raises(SystemExit):
         main(["evaluate", "count", "--help"])
     assert "The largest number that is counted to." in capsys.readouterr().out

@@ -56,7 +56,7 @@ def test_a_package_brings_a_target_a_probe_and_a_task_with_settings_of_their_own
     val = str(tmp_path / "scenes/val2017")
     shares = []
     for below in ("0", "1"):  # every place is low, and none is
-        words = ["--data", val, "--below", below, "--workers", "0", "--device", "cpu", "--overwrite"]
+        words = ["--data", val, "--below", below, "--workers", "0", "--device", "cpu", "--overwrite", "--table"]
         assert main(["evaluate", "nearest", str(out), *words]) == 0
         shown = capsys.readouterr().out
         assert "closest point is low" in shown

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from innervision import __version__
 from innervision.commands import GROUPS, Command, commands
+from innervision.config import with_present_names
 from innervision.engine.run import FORMAT
 from innervision.errors import InnerVisionError, printable
 from innervision.original.presets import PRESETS
@@ -176,6 +177,7 @@ def _read_settings(path: Path, kind: type) -> dict[str, Any]:
     if is_run := isinstance(content, dict) and {"format", "settings"} <= content.keys():
         unknown = [name for name in content if name not in ("format", "settings", "record")]
         content = content["settings"]
+        content = with_present_names(content) if isinstance(content, dict) else content
     if unknown := [*unknown, *_unknown(content, kind)]:
         raise WrongUsage(f"{path} holds what is no setting: {', '.join(map(str, unknown))}")
     return {**content, "out": str(path.parent)} if is_run and path.name == "run.yaml" else content

@@ -6,11 +6,26 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from innervision.config import DType, EvaluateSettings, TaskSettings, TrainSettings
+from innervision.config import DType, EvaluateSettings, GenSettings, TaskSettings, TrainSettings
 from innervision.errors import InnerVisionError, require
-from innervision.registry import find, offered
+from innervision.registry import find, offered, require_offered
+from innervision.run_commands import (
+    Compare,
+    Picture,
+    Plot,
+    Pull,
+    Push,
+    Show,
+    compare,
+    picture,
+    plot,
+    pull,
+    push,
+    show_runs,
+)
+from innervision.targets import parse_targets
 from innervision.terminal import show, tell
 
 
@@ -47,8 +62,12 @@ def commands() -> dict[str, Command]:
         },
         "check": Command(check, Check),
         "import": Command(import_probes, Import),
+        "show": Command(show_runs, Show),
         "plot": Command(plot, Plot),
+        "picture": Command(picture, Picture),
         "compare": Command(compare, Compare),
+        "push": Command(push, Push),
+        "pull": Command(pull, Pull),
         "data coco": Command(data_coco, Coco),
         "data da2k": Command(data_da2k, Da2k),
         "data scenes": Command(data_scenes, Scenes),
@@ -56,8 +75,12 @@ def commands() -> dict[str, Command]:
     }
 
 
+SETTINGS: dict[str, type[TaskSettings]] = {"depth": TaskSettings, "seg": TaskSettings, "gen": GenSettings}
+"""`settings_class` of the tasks of this package, which need no torch: so wrong usage is told at once."""
+
+
 def _settings_of(task: str) -> type[TaskSettings]:
-    return find("tasks", task).settings_class
+    return SETTINGS.get(task) or find("tasks", task).settings_class
 
 
 @dataclass(kw_only=True)
@@ -74,6 +97,9 @@ def train(call: Train, settings: TrainSettings) -> None:
     """Train probes for all targets on all layers of an MLLM."""
     from innervision.engine.run import RunFolder
 
+    parse_targets(settings.targets)  # what is wrong is told before torch is imported, which takes seconds
+    require_offered("probes", settings.probe.kind)
+    _require_path(settings.images)
     tell(f"loading {settings.mllm} and the experts {settings.targets}")
     from innervision.engine.fit import fit
 
@@ -82,56 +108,72 @@ def train(call: Train, settings: TrainSettings) -> None:
     show(f"next: innervision evaluate similarity {settings.out} --images VALIDATION_IMAGES")
 
 
+def _require_path(name: str) -> None:
+    require(Path(name).expanduser().exists(), f"no such file or folder: {name}")
+
+
 @dataclass
 class Evaluate:
     """What a call decides beside the settings."""
 
     run: str
-    """Folder of a trained run."""
+    """A trained run: its folder, or hf:USER/REPO, which is pulled to runs/REPO."""
     _: KW_ONLY
+    name: str | None = None
+    """Name of the table, such as val-b: so a run may hold scores of several sets of images."""
     overwrite: bool = False
-    """Score anew, whatever scores of these images or others the run has."""
+    """Score anew, whatever scores of these images or others the run has under this name."""
+    table: bool = False
+    """Show all layers, metrics and groups, not the best layers alone."""
     trust_remote_code: bool = False
     """Run model code that comes with the MLLM's checkpoint. Only for sources that you trust."""
 
 
 def evaluate_similarity(call: Evaluate, settings: EvaluateSettings) -> None:
     """Score every layer by the similarity of its predictions to the expert's features."""
-    _tell_models(call.run)
+    run = _run_to_score(call, settings.images)
     from innervision.engine.evaluate import evaluate_similarity
 
-    table = evaluate_similarity(call.run, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
-    _show_scores(call.run, table)
+    _show_scores(call, run, evaluate_similarity(run, settings, **_how(call)))
 
 
 def evaluate_task(task: str, call: Evaluate, settings: TaskSettings) -> None:
     """Decode every layer's predictions with the expert's own head, and score them."""
-    _tell_models(call.run)
+    run = _run_to_score(call, settings.data if task in SETTINGS else ".")  # data of others may lie anywhere
     from innervision.engine.evaluate import evaluate_task
 
-    table = evaluate_task(call.run, task, settings, overwrite=call.overwrite, trust_remote_code=call.trust_remote_code)
-    _show_scores(call.run, table)
+    _show_scores(call, run, evaluate_task(run, task, settings, **_how(call)))
 
 
-def _tell_models(run: str) -> None:
-    """Say which models a run names before they are loaded: it may come from elsewhere."""
-    from innervision.engine.run import RunFolder
-
-    with suppress(InnerVisionError):  # what is wrong with the run is said when it is scored
-        settings = RunFolder(run).settings()
-        tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
+def _how(call: Evaluate) -> dict[str, Any]:
+    """Give what the functions of the engine take of a call."""
+    return {"name": call.name, "overwrite": call.overwrite, "trust_remote_code": call.trust_remote_code}
 
 
-def _show_scores(run: str, path: Path) -> None:
+def _run_to_score(call: Evaluate, data: str) -> Path:
+    """Find a run and data, and say which models the run names before they are loaded: it may come from elsewhere."""
+    from innervision.engine.run import RunFolder, table_name
+    from innervision.hub.fetch import locate_own_run
+
+    table_name("", call.name)  # which may be wrong
+    run = locate_own_run(call.run)
+    settings = RunFolder(run).trained_settings()
+    _require_path(data)
+    tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
+    return run
+
+
+def _show_scores(call: Evaluate, run: Path, path: Path) -> None:
     if int(os.environ.get("RANK", "0")) > 0:  # one of several processes speaks
         return
+    from innervision.report.overview import LEGEND, overview_text
     from innervision.report.tables import tabulate, write_summary
 
     summary, text = tabulate(run, path.stem)
     with suppress(InnerVisionError):  # a run that may only be read is shown all the same
         write_summary(summary, path.with_suffix(".csv"))
-    show(f"{text}\n")
-    show(f"{path.with_suffix('.csv')}  the same and more as CSV\n{path}  the score of each image")
+    show(f"{text}\n" if call.table else f"{overview_text(run, path.stem)}\n\n{LEGEND}\n")
+    show(f"{path.with_suffix('.csv')}  all layers as CSV (on the terminal: --table)\n{path}  the score of each image")
     show(f"next: innervision plot {run} --out figure.png")
 
 
@@ -206,59 +248,6 @@ def import_probes(call: Import) -> None:
     if not call.images:
         show("without --images the run has no mean feature: scores lack the floor `mean` and what is centred on it")
     show(f"next: innervision evaluate similarity {call.out} --images VALIDATION_IMAGES")
-
-
-@dataclass
-class Plot:
-    """What is drawn."""
-
-    runs: list[str]
-    """Folders of scored runs; each becomes a curve."""
-    _: KW_ONLY
-    out: str
-    """Where the figure goes; PNG and PDF are written both."""
-    metrics: str | None = None
-    """Scores to draw, one row of panels each, such as cosine,accuracy; by default what the runs have. images = what
-    exact probes explain of the images held out, over the number of images seen."""
-
-
-def plot(call: Plot) -> None:
-    """Draw the curves of one or several runs by layer, as PNG and PDF."""
-    from innervision.report.figures import plot_curves, write_figure
-    from innervision.report.sample_size import sample_size_figure
-
-    metrics = [name.strip() for name in call.metrics.split(",")] if call.metrics else None
-    if metrics and "images" in metrics:
-        require(metrics == ["images"], "images is a figure of its own: ask for it alone")
-        paths = write_figure(sample_size_figure(call.runs), call.out)
-    else:
-        paths = plot_curves(call.runs, call.out, metrics)
-    for path in paths:
-        show(path)
-
-
-@dataclass
-class Compare:
-    """The two runs."""
-
-    run: str
-    """Folder of a scored run."""
-    other: str
-    """Folder of the run that is taken from it."""
-
-
-def compare(call: Compare) -> None:
-    """Say how much one run scores above another on the same images, layer by layer."""
-    from innervision.report.compare import compare
-    from innervision.report.tables import format_differences
-
-    found = compare(call.run, call.other)
-    show(f"{call.run} less {call.other}, over the images that both have\n")
-    show(format_differences(found.differences, found.differences["target"].unique(), found.metrics))
-    for line in found.left_out:
-        show(f"not compared: {line}")
-    for line in found.notes:
-        show(f"note: {line}")
 
 
 @dataclass

@@ -1,12 +1,15 @@
 """Every setting of a run. The text below a field is also its help on the command line."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from innervision.errors import InnerVisionError, require
+
+RENAMED = {"max_images": "limit"}
+"""Settings that were called otherwise in older runs of the same format."""
 
 VISION = -1
 """The layer number of what the vision tower hands to the projector."""
@@ -80,7 +83,7 @@ class TrainSettings:
     training script."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """The probe."""
-    max_images: int | None = None
+    limit: int | None = None
     """Take that many of the images, drawn with the seed: a few thousand are often enough for exact probes; by default
     all."""
     epochs: int = 2
@@ -98,7 +101,7 @@ class TrainSettings:
     clip: float | None = None
     """Largest norm of each probe's gradient; not clipped by default."""
     seed: int = 0
-    """Of the probes' first weights, the order of the images, and which of them max_images takes."""
+    """Of the probes' first weights, the order of the images, and which of them limit takes."""
     revision: str | None = None
     """Branch, tag or commit of the MLLM on the Hub."""
     dtype: DType | None = None
@@ -132,7 +135,7 @@ class TrainSettings:
         require_types(self)
         for name in ("epochs", "batch_size", "micro_batch_size", "lr"):
             require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
-        require(self.max_images is None or self.max_images > 0, f"max_images must be above 0, not {self.max_images}")
+        require(self.limit is None or self.limit > 0, f"limit must be above 0, not {self.limit}")
         for name in ("workers", "weight_decay", "seed", "save_minutes"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, as {getattr(self, name)} is")
         for name in ("warmup", "max_bad"):
@@ -154,6 +157,8 @@ class TrainSettings:
 class ScoreSettings:
     """How a run is scored, whatever is scored."""
 
+    limit: int | None = None
+    """Take that many of the images, drawn at random and always the same ones; by default all."""
     batch_size: int = 16
     """Images that go through the models at once."""
     device: str | None = None
@@ -166,6 +171,7 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         require_types(self)
+        require(self.limit is None or self.limit > 0, f"limit must be above 0, not {self.limit}")
         require(self.batch_size > 0, f"batch_size must be above 0, not {self.batch_size}")
         require(self.workers >= 0, f"workers must not be negative, as {self.workers} is")
         require(0 <= self.max_bad <= 1, f"max_bad is a share from 0 to 1, not {self.max_bad}")
@@ -239,6 +245,11 @@ class GenSettings(DrawSettings, TaskSettings):
         require_types(self)
         TaskSettings.__post_init__(self)
         DrawSettings.__post_init__(self)
+
+
+def with_present_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings of a run.yaml under the names that they have now."""
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def check_layers(text: str) -> None:

@@ -25,10 +25,21 @@ def find(group: str, name: str) -> Any:
     Raises:
         InnerVisionError: no installed package offers it, or it cannot be imported.
     """
-    kind = group.removesuffix("s")
-    if name not in (known := offered(group)):
-        raise InnerVisionError(f"there is no {kind} {name!r}; known are {', '.join(sorted(known))}")
+    entry = require_offered(group, name)
     try:
-        return known[name].load()
+        return entry.load()
     except (ImportError, AttributeError) as error:
-        raise InnerVisionError(f"the {kind} {name!r} ({known[name].value}) cannot be imported: {error}") from error
+        kind = group.removesuffix("s")
+        raise InnerVisionError(f"the {kind} {name!r} ({entry.value}) cannot be imported: {error}") from error
+
+
+def require_offered(group: str, name: str) -> EntryPoint:
+    """Give what a name of a group stands for; nothing is imported.
+
+    Raises:
+        InnerVisionError: no installed package offers it.
+    """
+    if name not in (known := offered(group)):
+        kind = group.removesuffix("s")
+        raise InnerVisionError(f"there is no {kind} {name!r}; known are {', '.join(sorted(known))}")
+    return known[name]

@@ -22,6 +22,8 @@ from innervision.errors import InnerVisionError
 from innervision.metrics.similarity import similarity
 from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
+from innervision.report.compare import compare
+from innervision.report.files import evaluations_of
 from innervision.targets.gen import GenTarget
 from other_process import holding
 from stand_ins import write_noise_images
@@ -51,9 +53,9 @@ class Trained:
         )
         fit(settings, mllm=self.mllm, targets=self.targets, progress=False)
 
-    def evaluate(self, run: Path, overwrite: bool = False, **options: object) -> pd.DataFrame:
+    def evaluate(self, run: Path, overwrite: bool = False, name: str | None = None, **options: object) -> pd.DataFrame:
         settings = EvaluateSettings(**{"images": str(self.images), "batch_size": 4, "workers": 0, **options})
-        how = {"mllm": self.mllm, "targets": self.targets, "progress": False, "overwrite": overwrite}
+        how = {"mllm": self.mllm, "targets": self.targets, "progress": False, "overwrite": overwrite, "name": name}
         return pd.read_parquet(evaluate_similarity(run, settings, **how))
 
 
@@ -182,6 +184,41 @@ def test_scores_for_other_images_are_not_replaced_unasked(trained: Trained, run:
         trained.evaluate(run, images=str(other))
     pd.testing.assert_frame_equal(pd.read_parquet(run / "scores/similarity.parquet"), before)
     assert trained.evaluate(run, images=str(other), overwrite=True)["image"].nunique() == 4
+
+
+def test_scores_of_other_images_stay_beside_the_first_under_a_name(trained: Trained, run: Path, tmp_path: Path) -> None:
+    first = trained.evaluate(run)
+    other = write_noise_images(tmp_path / "other", 4, seed=9, size=(40, 60))
+    (run / "scores/.similarity@val-b").mkdir()  # of an evaluation that is not finished
+    trained.evaluate(run, name="val", images=str(other))
+    assert sorted(path.name for path in (run / "scores").iterdir()) == [
+        ".similarity@val-b",
+        *("similarity.json", "similarity.parquet", "similarity@val.json", "similarity@val.parquet"),
+    ]
+    pd.testing.assert_frame_equal(pd.read_parquet(run / "scores/similarity.parquet"), first)
+    assert pd.read_parquet(run / "scores/similarity@val.parquet")["image"].nunique() == 4
+    assert evaluations_of(run) == ["similarity"]
+    assert evaluations_of(run, "val") == ["similarity@val"]
+    with pytest.raises(InnerVisionError, match="has no scores named val-c; names: none, val"):
+        evaluations_of(run, "val-c")
+    assert compare(run, run, "val").differences["mean"].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", "a.lock", "-a", "a b"])
+def test_a_name_that_no_file_can_have_is_refused(trained: Trained, run: Path, name: str) -> None:
+    with pytest.raises(InnerVisionError, match="cannot be the name of a table"):
+        trained.evaluate(run, name=name)
+
+
+def test_a_limit_takes_some_of_the_images_always_the_same(trained: Trained, run: Path) -> None:
+    every = {path.name for path in trained.images.iterdir()}
+    some = set(trained.evaluate(run, limit=3)["image"])
+    assert len(some) == 3
+    assert some < every
+    assert set(trained.evaluate(run, limit=3, overwrite=True, batch_size=2)["image"]) == some
+    assert set(trained.evaluate(run, limit=50, overwrite=True)["image"]) == every
+    with pytest.raises(InnerVisionError, match="limit must be above 0"):
+        trained.evaluate(run, limit=0)
 
 
 def test_broken_images_are_left_out_and_recorded(trained: Trained, run: Path, tmp_path: Path) -> None:

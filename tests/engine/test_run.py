@@ -105,3 +105,11 @@ def test_the_precision_of_the_mllm_is_that_of_training_where_it_is_known(run: Ru
     run.write_settings(run.settings(), {**RECORD, "setup": setup})
     known = isinstance(setup, dict) and setup["dtype"] is not None
     assert run.trained_settings().dtype == ("bfloat16" if known else None)
+
+
+def test_a_run_of_before_max_images_was_called_limit_is_read(run: RunFolder) -> None:
+    content = yaml.safe_load(run.yaml.read_text())
+    content["settings"]["max_images"] = 12
+    del content["settings"]["limit"]
+    run.yaml.write_text(yaml.safe_dump(content))
+    assert run.settings().limit == 12

@@ -101,7 +101,7 @@ def test_a_finished_table_stays_and_one_of_another_plan_is_not_replaced_unasked(
     table.finish(3, {}, conclude)
     assert ScoreTable(tmp_path / "scores", "depth", PLAN).is_complete(overwrite=False)
     other = ScoreTable(tmp_path / "scores", "depth", {"images": 5})
-    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(images: 4\); add --overwrite"):
+    with pytest.raises(InnerVisionError, match=r"scores made otherwise \(images: 4\); add --name NAME to keep both"):
         other.is_complete(overwrite=False)
     assert not other.is_complete(overwrite=True)
 

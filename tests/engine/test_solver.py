@@ -259,7 +259,7 @@ def test_tokens_without_a_place_are_pooled(
 
 
 def test_a_sample_of_the_images_is_taken(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
-    fit(replace(settings, max_images=12), mllm=mllm, targets=targets, progress=False)
+    fit(replace(settings, limit=12), mllm=mllm, targets=targets, progress=False)
     facts = read_metadata(Path(settings.out) / "probes/gen.safetensors")["facts"]
     assert facts["images"] == 12
     assert RunFolder(settings.out).record()["images"]["found"] == 12

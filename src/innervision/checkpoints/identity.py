@@ -3,9 +3,6 @@
 import hashlib
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-from transformers.utils import CONFIG_NAME, extract_commit_hash
-
 from innervision.errors import InnerVisionError
 
 STRIDE, SAMPLE = 1 << 20, 1 << 12
@@ -41,6 +38,20 @@ def absolute(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
+def is_public(name: str) -> bool:
+    """Tell whether a name stands for the same model on every machine: one of the package, or one on the Hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if name.startswith("world/"):
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
 def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Give the name and the revision that tell a checkpoint from others, wherever it lies.
 
@@ -53,10 +64,13 @@ def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
     return name, hub_commit(name, revision)
 
 
-def hub_commit(name: str, revision: str | None, file: str = CONFIG_NAME) -> str | None:
+def hub_commit(name: str, revision: str | None, file: str = "config.json") -> str | None:
     """Give the commit of a model on the Hub whose `file` is in the cache at `revision`, else `revision`."""
     if Path(name).exists():
         return revision
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import extract_commit_hash  # which imports torch
+
     cached = try_to_load_from_cache(name, file, revision=revision)
     return (extract_commit_hash(cached, None) if isinstance(cached, str) else None) or revision
 

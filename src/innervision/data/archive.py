@@ -37,7 +37,7 @@ def unpack(archive: Path | IO[bytes], member: str, out: Path) -> None:
             if unfinished.is_dir():  # of a call that was stopped
                 shutil.rmtree(unfinished)
             check_space(out.parent, sum(info.file_size for info in targets))
-            for info, path in tqdm(targets.items(), desc=out.name, unit="file", disable=None):
+            for info, path in tqdm(targets.items(), desc=out.name, unit=" files", disable=None):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(info) as source, path.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)

@@ -27,6 +27,8 @@ class Decoded:
     """Of the expert's own features in the place of a prediction: the ceiling."""
     mean: Tensor | None
     """Of the mean feature of the training images: the floor; None where it is not known."""
+    labels: Sequence[str] = ()
+    """Names of the classes, where the outputs are scores of classes."""
 
     def all(self) -> list[Tensor]:
         """Give every output."""
@@ -102,4 +104,5 @@ def _decode(session: Session, target: Target, bank: ProbeBank, image: Image, see
     outputs = target.decode(features, context.take([0] * len(features)), seeds=seeds)
     expert, *rest = (output.cpu() for output in outputs)
     mean = rest.pop() if means else None
-    return Decoded(target.kind, dict(zip(predictions, rest, strict=True)), expert, mean)
+    labels = getattr(target, "labels", ())
+    return Decoded(target.kind, dict(zip(predictions, rest, strict=True)), expert, mean, labels)

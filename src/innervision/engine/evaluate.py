@@ -22,7 +22,7 @@ from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.data.partners import random_order
 from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.processes import Rank, join_processes
-from innervision.engine.run import RunFolder
+from innervision.engine.run import RunFolder, table_name
 from innervision.engine.scores import ScoreTable
 from innervision.engine.session import Session, memory_errors
 from innervision.errors import InnerVisionError
@@ -61,6 +61,7 @@ def evaluate(
     path: str | Path,
     evaluation: Evaluation,
     *,
+    name: str | None = None,
     overwrite: bool = False,
     mllm: MLLM | None = None,
     targets: Sequence[Target] | None = None,
@@ -75,6 +76,7 @@ def evaluate(
     Args:
         path: of the run's folder.
         evaluation: what is scored, on which images.
+        name: of the table, beside that of the evaluation, so that a run may hold scores of several sets of images.
         overwrite: score anew where there is a finished table, of whatever images and settings.
         mllm: instead of the one that the run names.
         targets: instead of those that the run names.
@@ -82,7 +84,8 @@ def evaluate(
         progress: show a bar.
 
     Returns:
-        The path of the table, RUN/scores/NAME.parquet, with the columns of `innervision.engine.scores.SCHEMA`.
+        The path of the table, RUN/scores/EVALUATION.parquet, or EVALUATION@NAME.parquet where it has a name of its own,
+        with the columns of `innervision.engine.scores.SCHEMA`.
 
     Raises:
         InnerVisionError: the run is not trained, does not fit the models or the evaluation, or has scores for
@@ -94,7 +97,9 @@ def evaluate(
     trained = run.trained_settings()
     evaluation.protocol = trained.protocol
     names = _choose(run, evaluation)
-    table = _table(run, evaluation, names)
+    if evaluation.settings.limit is not None:
+        evaluation.images = evaluation.images.sample(evaluation.settings.limit, seed=0)
+    table = _table(run, evaluation, names, name)
     if rank.first(lambda: table.is_complete(overwrite)):
         return table.path
     with ExitStack() as stack, memory_errors("lower batch_size or decode_batch_size"):
@@ -166,7 +171,7 @@ def _choose(run: RunFolder, evaluation: Evaluation) -> list[str]:
     return names
 
 
-def _table(run: RunFolder, evaluation: Evaluation, names: Sequence[str]) -> ScoreTable:
+def _table(run: RunFolder, evaluation: Evaluation, names: Sequence[str], name: str | None) -> ScoreTable:
     """Give the table for the scores, with all that decides them."""
     plan = {
         **evaluation.plan(),
@@ -178,7 +183,7 @@ def _table(run: RunFolder, evaluation: Evaluation, names: Sequence[str]) -> Scor
         "batch_size": evaluation.settings.batch_size,
         "probes": {name: fingerprint(run.probes(name)) for name in names},
     }
-    return ScoreTable(run.scores, evaluation.name, plan, weighted=evaluation.weighted)
+    return ScoreTable(run.scores, table_name(evaluation.name, name), plan, weighted=evaluation.weighted)
 
 
 def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
@@ -201,7 +206,8 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
     bar = tqdm(
         total=sum(map(len, order)),
         initial=sum(len(order[number]) for number in done),
-        unit="image",
+        desc=evaluation.name,
+        unit=" images",
         disable=not progress or rank.index > 0,
         dynamic_ncols=True,
     )
@@ -214,7 +220,7 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
             table.write_part(number, _score(plan, batch), batch.hashes, batch.bad)
             seen += len(batch.names)
             pace = (time.perf_counter() - began) / max(seen * num_layers, 1)
-            bar.set_postfix_str(f"{1000 * pace:.3g} ms per image and layer")
+            bar.set_postfix_str(f"{1000 * pace:,.1f} ms per image and layer")
             bar.update(len(order[number]) * rank.count)
             if stop.asked and number != numbers[-1]:
                 raise Stopped("stopped; what is scored is kept, and the same call resumes it")

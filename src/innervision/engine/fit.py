@@ -113,8 +113,8 @@ def _plan(
     epochs = 1 if _is_exact(settings) else settings.epochs
     log = TrainingLog(run.log, settings)
     images = find_images(settings.images)
-    if settings.max_images is not None:
-        images = images.sample(settings.max_images, settings.seed)
+    if settings.limit is not None:
+        images = images.sample(settings.limit, settings.seed)
     bad = BadImages(images, settings.max_bad)
     bad.look_ahead(images)
     for note in images.notes:
@@ -257,7 +257,8 @@ def _loop(plan: _Plan, progress: bool) -> None:
     bar = tqdm(
         total=sum(map(len, order)),
         initial=sum(map(len, order[:start])),
-        unit="image",
+        desc="reading layers" if _is_exact(settings) else "training",
+        unit=" images",
         disable=not progress,
         dynamic_ncols=True,
     )

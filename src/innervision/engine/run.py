@@ -5,10 +5,12 @@ probes/TARGET.safetensors one file per target
 train/log.jsonl           loss per target and layer, learning rate, images/s
 train/bad_images.json     images that were left out, and why
 train/state.pt            what --resume needs; deleted when training is done
-scores/*.parquet          one row per image, target, layer, source and metric
+scores/*.parquet          one row per image, target, layer, source and metric; EVALUATION@NAME where it has a name
+origin.json               of a run that was pulled from the Hub: repository, revision, commit, hash of its run.yaml
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,9 +18,12 @@ from typing import Any
 
 import yaml
 
-from innervision.config import ProbeSettings, TrainSettings
+from innervision.checkpoints.identity import fingerprint, is_public
+from innervision.config import ProbeSettings, TrainSettings, with_present_names
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write, remove_half_written
+from innervision.json_files import read_json
+from innervision.targets import parse_targets
 from innervision.yaml_files import read_yaml
 
 FORMAT = 2
@@ -26,6 +31,27 @@ FORMAT = 2
 
 FREE_TO_CHANGE = {"out", "device", "workers", "save_minutes", "max_bad", "trackers", "micro_batch_size"}
 """Settings that may differ when a run is resumed: they leave its result alone (micro_batch_size but for rounding)."""
+
+OWN_NAME = "@"
+"""Stands in the name of a table between that of the evaluation and its own."""
+
+
+def table_name(evaluation: str, name: str | None) -> str:
+    """Name the table of an evaluation: `similarity`, or `similarity@NAME` where it is given a name of its own.
+
+    Raises:
+        InnerVisionError: the name cannot be part of a file's.
+    """
+    if name is None:
+        return evaluation
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise InnerVisionError(f"{name!r} cannot be the name of a table: use letters, digits, '_' and '-'")
+    return f"{evaluation}{OWN_NAME}{name}"
+
+
+def evaluation_of(table: str) -> str:
+    """Give the evaluation that a table is of, see `table_name`."""
+    return table.partition(OWN_NAME)[0]
 
 
 class RunFolder:
@@ -39,6 +65,7 @@ class RunFolder:
         self.bad_images = self.path / "train" / "bad_images.json"
         self.state = self.path / "train" / "state.pt"
         self.scores = self.path / "scores"
+        self.origin_file = self.path / "origin.json"
         self.lock = self.path / ".lock"
         """Held by the process that trains."""
 
@@ -113,9 +140,37 @@ class RunFolder:
         """Read what the settings were resolved to: mllm, experts, layers, images, parameters and setup."""
         return self.read()["record"]
 
+    def origin(self) -> dict[str, Any]:
+        """Read where on the Hub a pulled run comes from: repository, revision, commit; empty for other runs.
+
+        Raises:
+            InnerVisionError: the file cannot be read.
+        """
+        if not self.origin_file.exists():
+            return {}
+        content = read_json(self.origin_file)
+        if not (isinstance(content, dict) and {"repository", "commit", "run.yaml"} <= content.keys()):
+            raise InnerVisionError(f"{self.origin_file} does not say where the run comes from: pull the run again")
+        return content
+
     def trained_settings(self) -> TrainSettings:
-        """Read the settings of this run, with the precision that its MLLM was loaded in where they name none."""
+        """Read the settings by which the models of this run are loaded.
+
+        The precision is that in which its MLLM was loaded, where the settings name none.
+
+        Raises:
+            InnerVisionError: as `settings`; or the run was pulled and names a model on this machine, which whoever
+                pushed it cannot mean. A run.yaml that was changed since is its new owner's.
+        """
         settings, setup = self.settings(), self.record().get("setup")
+        if self.origin().get("run.yaml") == fingerprint(self.yaml):
+            experts = [(spec.expert, spec.name) for spec in parse_targets(settings.targets) if spec.expert]
+            for name, part in [(settings.mllm, "mllm"), *experts]:
+                if not is_public(name):
+                    raise InnerVisionError(
+                        f"the run comes from the Hub, and its {part}, {name}, is a path of the machine it was made on. "
+                        f"To use your own copy of that model, name it in {self.yaml}"
+                    )
         dtype = setup.get("dtype") if isinstance(setup, dict) else None
         return replace(settings, dtype=settings.dtype or (dtype.get("mllm") if isinstance(dtype, dict) else None))
 
@@ -133,7 +188,8 @@ class RunFolder:
         try:
             content = read_yaml(self.yaml)
         except FileNotFoundError:
-            raise InnerVisionError(f"{self.path} is not a run folder: it has no run.yaml") from None
+            what = "is not a run folder: it has no run.yaml" if self.path.exists() else "does not exist"
+            raise InnerVisionError(f"{self.path} {what}; innervision train makes runs") from None
         if not isinstance(content, dict):
             raise InnerVisionError(f"{self.yaml} does not hold the settings of a run")
         if (found := content.get("format", 1)) != FORMAT:
@@ -148,4 +204,4 @@ class RunFolder:
             isinstance(each, dict) and "kind" in each for each in experts.values()
         ):
             raise InnerVisionError(f"{self.yaml} does not say what the experts of the run are")
-        return content
+        return {**content, "settings": with_present_names(content["settings"])}

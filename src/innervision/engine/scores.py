@@ -7,6 +7,7 @@ RUN/scores/.NAME/000012.*       parts of an evaluation that is not finished, by 
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ class ScoreTable:
         if other != self.plan:
             differences = "; ".join(f"{key}: {other.get(key)}" for key in self.plan if other.get(key) != self.plan[key])
             raise InnerVisionError(
-                f"{self.path} holds scores made otherwise ({differences}); add --overwrite to replace them"
+                f"{self.path} holds scores made otherwise ({differences}); add --name NAME to keep both, or "
+                "--overwrite to replace them"
             )
         if _read_plan(self.facts).get("plan") != self.plan:
             return False  # it was killed between the two files; its parts are still there
@@ -88,7 +90,9 @@ class ScoreTable:
         plan = self.parts / "plan.json"
         if self.parts.exists() and _read_plan(plan) != self.plan:
             shutil.rmtree(self.parts)
-        half_written = [*self.parts.glob(".*"), *self.path.parent.glob(f"{self.parts.name}-*")]
+        own = re.compile(re.escape(self.parts.name) + r"-[a-z0-9_]{8}\.(parquet|json)")  # as tempfile names them
+        beside = [path for path in self.path.parent.glob(".*") if own.fullmatch(path.name)]
+        half_written = [*self.parts.glob(".*"), *beside]
         for left_over in half_written:  # when a process was killed
             left_over.unlink()
         if not plan.exists():

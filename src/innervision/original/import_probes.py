@@ -177,7 +177,9 @@ def mean_feature(target: Target, images: str, progress: bool) -> Tensor:
     batches = Batches(found, order, len, {target.name: target.preparer})
     bad = BadImages(found, MOST_BAD)
     with load_batches(batches, range(len(batches))) as loader:
-        for batch in tqdm(loader, total=len(batches), unit="batch", disable=not progress, dynamic_ncols=True):
+        for batch in tqdm(
+            loader, total=len(batches), desc="mean feature", unit=" batches", disable=not progress, dynamic_ncols=True
+        ):
             for name in bad.add(batch.bad):
                 tell(f"left out {name}: {bad.reasons[name]}")
             if batch.names:

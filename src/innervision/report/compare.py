@@ -29,7 +29,7 @@ class Compared(NamedTuple):
     """Those that tasks brought, by key."""
 
 
-def compare(first: str | Path, second: str | Path) -> Compared:
+def compare(first: str | Path, second: str | Path, name: str | None = None) -> Compared:
     """Give the paired difference, first less second, of all that the probes of two runs were scored by.
 
     Both runs are scored over the images that they share, told by name and content: what makes an image easy or hard
@@ -37,34 +37,39 @@ def compare(first: str | Path, second: str | Path) -> Compared:
     have where their last layers are the same, else of each run's own. Distances of sets (FID and the like) are
     compared where they are over the same images alone.
 
+    Args:
+        first: folder of a run.
+        second: folder of the run that is taken from it.
+        name: of the tables, where runs have several of a kind; by default those without a name of their own.
+
     Raises:
         InnerVisionError: a run has no scores, or the two have nothing in common.
     """
-    names = [evaluations_of(run) for run in (first, second)]
+    names = [evaluations_of(run, name) for run in (first, second)]
     parts: list[pd.DataFrame] = []
     left_out: list[str] = []
     notes: dict[str, list[str]] = {}
     metrics: dict[str, Metric] = {}
-    for name in [name for name in names[0] if name in names[1]]:
-        facts = read_facts(first, name), read_facts(second, name)
+    for table in [table for table in names[0] if table in names[1]]:
+        facts = read_facts(first, table), read_facts(second, table)
         if other := _made_otherwise(*facts):
-            left_out.append(f"{name}: made otherwise ({other})")
+            left_out.append(f"{table}: made otherwise ({other})")
             continue
-        tables = read_scores(first, name), read_scores(second, name)
+        tables = read_scores(first, table), read_scores(second, table)
         for target, experts in _other_experts(*facts).items():
-            left_out.append(f"{name}: {target} (other experts: {experts})")
+            left_out.append(f"{table}: {target} (other experts: {experts})")
             tables = tables[0], tables[1][tables[1]["target"] != target]
-        if any(table.empty for table in tables):
+        if any(each.empty for each in tables):
             continue
         pairs = _pair_images(tables, facts)
-        left_out += [f"{name}: {reason}" for reason in pairs.left_out]
+        left_out += [f"{table}: {reason}" for reason in pairs.left_out]
         metrics = {**facts[1].metrics, **facts[0].metrics, **metrics}
         found, lost = _compare(tables, pairs, metrics)
         parts += found
-        left_out += [f"{name}: {reason}" for reason in lost]
+        left_out += [f"{table}: {reason}" for reason in lost]
         if found:
             for note in [*pairs.notes, *_differences_of_setup(*facts)]:
-                notes.setdefault(note, []).append(name)
+                notes.setdefault(note, []).append(table)
     if not parts:
         reasons = "; ".join(left_out) or "they were not scored by the same metrics on the same images"
         raise InnerVisionError(f"{first} and {second} cannot be compared: {reasons}")

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from innervision.engine.run import RunFolder
+from innervision.engine.run import OWN_NAME, RunFolder, evaluation_of, table_name
 from innervision.errors import InnerVisionError
 from innervision.json_files import read_json
 from innervision.metrics.registry import Metric
@@ -44,8 +44,9 @@ def read_scores(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame
         InnerVisionError: there is no such run, it has not been evaluated, or the file is not a score table.
     """
     path = Path(run) / "scores" / f"{evaluation}.parquet"
-    data = "--images" if evaluation == "similarity" else "--data"
-    command = f"innervision evaluate {evaluation} {run} {data} PATH"
+    kind, _, name = evaluation.partition(OWN_NAME)
+    data = "--images" if kind == "similarity" else "--data"
+    command = f"innervision evaluate {kind} {run} {data} PATH" + (f" --name {name}" if name else "")
     _require_run(Path(run))
     if not path.is_file():
         raise InnerVisionError(f"{run} has no {evaluation} scores yet. Make them with: {command}")
@@ -61,18 +62,30 @@ def read_scores(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame
     return scores
 
 
-def evaluations_of(run: str | Path) -> list[str]:
-    """Name the evaluations that a run has tables of; `similarity` comes first, the others by the alphabet.
+def evaluations_of(run: str | Path, name: str | None = None) -> list[str]:
+    """Name the tables of scores that a run has; those of `similarity` come first, the others by the alphabet.
+
+    Args:
+        run: its folder.
+        name: which of several tables of a kind, see `table_name`; by default those without a name of their own.
 
     Raises:
-        InnerVisionError: there is no such run, or it has not been evaluated.
+        InnerVisionError: there is no such run, or it has no scores of this name.
     """
-    names = sorted(
-        (path.stem for path in (Path(run) / "scores").glob("*.parquet")), key=lambda name: (name != "similarity", name)
-    )
-    if not names:
+    tables = tables_of(run)
+    found = [table for table in tables if table == table_name(evaluation_of(table), name)]
+    if tables and not found:
+        known = ", ".join(sorted({table.partition(OWN_NAME)[2] or "none" for table in tables}))
+        raise InnerVisionError(f"{run} has no scores {f'named {name}' if name else 'without a name'}; names: {known}")
+    if not found:
         read_scores(run)  # says what is missing
-    return names
+    return found
+
+
+def tables_of(run: str | Path) -> list[str]:
+    """Name all tables of scores that a run has, such as `similarity`, `similarity@val-b` and `depth`."""
+    names = (path.stem for path in (Path(run) / "scores").glob("*.parquet"))
+    return sorted(names, key=lambda table: (evaluation_of(table) != "similarity", table))
 
 
 def read_facts(run: str | Path, evaluation: str) -> Facts:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -23,29 +24,38 @@ Pixels = NDArray[np.floating[Any]]  # (H, W, 3), 0…1
 _CELL = 0.66
 """Inches."""
 
+MOST_CLASSES = 10
+"""Classes that the legend names, those of the largest area."""
+
 
 def draw_layers(
     runs: Mapping[str, Mapping[str, "Decoded"]],
-    truth: Mapping[str, NDArray[Any]],
+    known: Mapping[str, NDArray[Any]],
     out: str | Path,
-    classes: Sequence[tuple[str, Sequence[int]]],
+    classes: Sequence[tuple[str, Sequence[int]]] | None = None,
 ) -> None:
-    """Draw a PNG: for each target a row per run, with a column per layer, between truth and expert and the floor.
+    """Draw for each target a row per run, with a column per layer, between what is known, the expert and the floor.
+
+    All depth maps of a target but the truth, which has units of its own, are on one scale: from the farthest to the
+    closest point that the expert sees. A map that says little looks flat.
 
     Args:
         runs: label of each run -> what `decode_layers` gives.
-        truth: of the targets to draw, by name, what is known. depth: (H, W), larger = closer; seg: (H, W), the class of
-            each pixel; gen: (H, W, 3), the image, 0…1.
-        out: the picture.
-        classes: name and colour (0…255) of each class of seg.
+        known: of the targets to draw, by name, the truth, or a photograph (H, W, 3), 0…1. The truth of depth: (H, W),
+            larger = closer; of seg: (H, W), the class of each pixel; of gen: the image.
+        out: the picture; its suffix decides the format (PNG, PDF, SVG …).
+        classes: name and colour (0…255) of each class of seg; by default names of the expert, and colours as different
+            as can be.
 
     Raises:
         InnerVisionError: the file cannot be written.
     """
-    colors = np.array([color for _, color in classes]) / 255
-    layers = list(next(iter(runs.values()))[next(iter(truth))].layers)
+    named = next((output.labels for output in next(iter(runs.values())).values() if output.labels), ())
+    classes = classes or [(name, color) for name, color in zip(named, _colors(len(named)), strict=True)]
+    colors = np.array([color for _, color in classes]).reshape(-1, 3) / 255
+    layers = list(next(iter(runs.values()))[next(iter(known))].layers)
     widths = [1, 1, 0.3, *[1] * len(layers), 0.1, 1]
-    heights = [*[1] * len(runs), 0.15] * len(truth)
+    heights = [*[1] * len(runs), 0.15] * len(known)
     width, height = sum(widths) + 0.5, sum(heights) + 1.2
     with matplotlib.rc_context({**STYLE, "font.size": 7, "axes.titlesize": 7}):
         figure = Figure(figsize=(_CELL * width, _CELL * height))
@@ -71,29 +81,53 @@ def draw_layers(
             axes.set_title(title if first == 0 else "", pad=3)
             axes.set_ylabel(side)
 
-        for number, (target, known) in enumerate(truth.items()):
+        for number, (target, truth) in enumerate(known.items()):
             top = number * (len(runs) + 1)
             all_runs = slice(top, top + len(runs))
             first = next(iter(runs.values()))[target]
             kind = first.kind
-            show(all_runs, 0, _paint(kind, known, colors), "truth", target)
-            show(all_runs, 1, _paint(kind, _output(kind, first.expert), colors), "expert")
+            expert = _output(kind, first.expert)
+            scale = (float(np.nanmin(expert)), float(np.nanmax(expert)))
+            photograph = truth.ndim == 3
+            show(
+                all_runs,
+                0,
+                _paint("gen" if photograph else kind, truth, colors),
+                "image" if photograph else "truth",
+                target,
+            )
+            show(all_runs, 1, _paint(kind, expert, colors, scale), "expert")
             if first.mean is not None:
-                show(all_runs, len(widths) - 1, _paint(kind, _output(kind, first.mean), colors), "mean feature")
+                show(all_runs, len(widths) - 1, _paint(kind, _output(kind, first.mean), colors, scale), "mean feature")
             for row, (label, decoded) in enumerate(runs.items(), top):
                 for column, layer in enumerate(layers, 3):
-                    pixels = _paint(kind, _output(kind, decoded[target].layers[layer]), colors)
+                    pixels = _paint(kind, _output(kind, decoded[target].layers[layer]), colors, scale)
                     name = {-1: "vision", 0: "emb"}.get(layer, str(layer))
                     show(row, column, pixels, name, label if column == 3 else "")
-        if segs := [name for name in truth if next(iter(runs.values()))[name].kind == "seg"]:
+        if segs := [name for name in known if next(iter(runs.values()))[name].kind == "seg"]:
             outputs = [each for decoded in runs.values() for name in segs for each in decoded[name].all()]
-            maps = [*(truth[name] for name in segs), *(_output("seg", output) for output in outputs)]
-            shown = sorted({int(label) for labels in maps for label in np.unique(labels)})
-            present = [classes[label] for label in shown if label < len(classes)]
-            handles = [Patch(color=tuple(np.array(color) / 255), label=name) for name, color in present]
-            figure.legend(handles=handles, loc="lower center", ncols=len(present), handlelength=0.8)
+            maps = [
+                *(known[name] for name in segs if known[name].ndim == 2),
+                *(_output("seg", each) for each in outputs),
+            ]
+            _add_legend(figure, maps, classes)
         with atomic_write(Path(out)) as temporary:
             figure.savefig(temporary, dpi=150)
+
+
+def _add_legend(figure: Figure, maps: Sequence[NDArray[Any]], classes: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Name below the figure the classes that most pixels of the maps have."""
+    area = np.bincount(np.concatenate([labels.ravel() for labels in maps]), minlength=len(classes))[: len(classes)]
+    shown = sorted(np.argsort(-area, kind="stable")[: min(MOST_CLASSES, int((area > 0).sum()))])
+    handles = [Patch(color=tuple(np.array(classes[label][1]) / 255), label=classes[label][0]) for label in shown]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), handlelength=0.8)
+
+
+def _colors(count: int) -> list[tuple[int, int, int]]:
+    """Give colours (0…255) that neighbours among classes do not share: hues by the golden angle, in three shades."""
+    hues = (np.arange(count) * 0.618034) % 1
+    shades = np.array([(0.75, 0.85), (0.45, 0.95), (0.9, 0.6)])[np.arange(count) % 3].reshape(-1, 2)
+    return [tuple(color) for color in (hsv_to_rgb(np.column_stack([hues, shades])) * 255).round().astype(int).tolist()]
 
 
 def _output(kind: str, output: "Tensor") -> NDArray[Any]:
@@ -102,11 +136,14 @@ def _output(kind: str, output: "Tensor") -> NDArray[Any]:
     return values.argmax(0) if kind == "seg" else values.transpose(1, 2, 0) if kind == "gen" else values
 
 
-def _paint(kind: str, values: NDArray[Any], colors: Pixels) -> Pixels:
-    """Make colours of a depth map, stretched from its farthest to its closest point, of classes, or of an image."""
+def _paint(kind: str, values: NDArray[Any], colors: Pixels, scale: tuple[float, float] | None = None) -> Pixels:
+    """Make colours of a depth map, of classes, or of an image.
+
+    A depth map is stretched from the farthest to the closest value of `scale`, by default its own.
+    """
     if kind == "seg":
         return np.vstack([colors, np.ones(3)])[np.minimum(values, len(colors))]
     if kind == "depth":
-        span = np.ptp(values)
-        return matplotlib.colormaps["inferno"]((values - values.min()) / (span if span > 0 else 1))[..., :3]
+        low, high = scale or (values.min(), values.max())
+        return matplotlib.colormaps["inferno"]((values - low) / (high - low if high > low else 1))[..., :3]
     return values

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from innervision.errors import printable
+from innervision.errors import InnerVisionError, first_line, printable
 from innervision.files import atomic_write
 from innervision.metrics.interval import FEWEST
 from innervision.metrics.registry import METRICS, Metric, find_metric
@@ -29,6 +29,9 @@ BESIDE = ("shuffled", "blank")
 """Floors that every layer has, shown beside the probe's score."""
 
 KEYS = ["target", "source", "layer", "metric", "protocol"]
+TEXTS = ["target", "source", "metric", "protocol"]
+SUMMARY = [*KEYS, "group", "mean", "low", "high", "images", "groups", "rare_groups"]
+"""Columns of `summarize`."""
 MOST_GROUPS = 12
 """Where a metric has more groups, as mIoU has classes, they are left to the file of all scores."""
 MOST_RARE = 0.1
@@ -90,7 +93,24 @@ def summarize(scores: pd.DataFrame, metrics: Metrics | None = None) -> pd.DataFr
         parts.append(series.rows.assign(mean=series.score, low=low, high=high))
     summary = pd.concat(parts, ignore_index=True)
     summary = summary.sort_values("group", na_position="first").sort_values(KEYS, kind="stable", ignore_index=True)
-    return summary[[*KEYS, "group", "mean", "low", "high", "images", "groups", "rare_groups"]]
+    return summary[SUMMARY]
+
+
+def read_summary(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame:
+    """Give the scores of a run over its images: as `write_summary` wrote them, where that is there and no older.
+
+    Raises:
+        InnerVisionError: as `read_scores`, or the file cannot be read.
+    """
+    table = Path(run) / "scores" / f"{evaluation}.parquet"
+    path = table.with_suffix(".csv")
+    if not (table.exists() and path.exists() and path.stat().st_mtime >= table.stat().st_mtime):
+        return summarize(read_scores(run, evaluation), read_facts(run, evaluation).metrics)
+    try:
+        read = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a class may be called NA
+        return read[SUMMARY].astype({"layer": "Int64"} | dict.fromkeys([*TEXTS, "group"], object))
+    except (OSError, ValueError, KeyError) as error:
+        raise InnerVisionError(f"{path} cannot be read ({first_line(error)}). Delete it: it is made anew.") from error
 
 
 def write_summary(summary: pd.DataFrame, path: str | Path) -> None:
@@ -99,8 +119,8 @@ def write_summary(summary: pd.DataFrame, path: str | Path) -> None:
     Raises:
         InnerVisionError: the file cannot be written.
     """
-    texts = ["target", "source", "metric", "protocol", "group"]
-    shown = summary.assign(**{name: summary[name].astype(object).map(printable, na_action="ignore") for name in texts})
+    texts = {name: summary[name].astype(object).map(printable, na_action="ignore") for name in [*TEXTS, "group"]}
+    shown = summary.assign(**texts)
     with atomic_write(Path(path)) as temporary:
         shown.to_csv(temporary, index=False)
 
@@ -158,25 +178,30 @@ def _format_rule(table: pd.DataFrame, cell: str, metrics: Metrics, made: str) ->
     shown = in_order(rows["metric"], [*METRICS, *metrics])
     sources = in_order(rows["source"], SOURCES)
     layers = _layers(rows)
-    lines: list[Line] = [("vision" if layer == -1 else str(layer), "probe", layer) for layer in layers]
+    lines: list[Line] = [(layer_name(layer), "probe", layer) for layer in layers]
     lines += [("avg", "probe", None)] if rows["layer"].isna().any() and layers[-1:] > [0] else []
     lines += [(source, source, None) for source in sources if source not in ("probe", *BESIDE)]
     blocks = [_metric_block(find_metric(key, metrics), rows[rows["metric"] == key], lines, cell) for key in shown]
-    images = _count(rows["images"])
-    title = f"{rows['target'].iloc[0]}: {images} {'image' if images == '1' else 'images'}, "
     return "\n".join(
         [
-            f"{title}{made}scored by the {rows['protocol'].iloc[0]} rule",
+            title_of(rows, made),
             "",
             _side_by_side(["", "layer", *(label for label, _, _ in lines)], blocks),
-            *_warn(rows, metrics),
+            *warnings_of(rows, metrics),
             *_format_groups(table[table["group"].notna()], lines, metrics),
         ]
     )
 
 
-def _warn(rows: pd.DataFrame, metrics: Metrics) -> Iterator[str]:
-    """Say which intervals do not hold."""
+def title_of(rows: pd.DataFrame, made: str) -> str:
+    """Say what the rows of one target and rule are over; `made` says how predictions were made."""
+    images = _count(rows["images"])
+    title = f"{rows['target'].iloc[0]}: {images} {'image' if images == '1' else 'images'}, "
+    return f"{title}{made}scored by the {rows['protocol'].iloc[0]} rule"
+
+
+def warnings_of(rows: pd.DataFrame, metrics: Metrics) -> Iterator[str]:
+    """Say which intervals of one target and rule do not hold."""
     for key in in_order(rows[~holds(rows)]["metric"], [*METRICS, *metrics]):
         worst = rows[rows["metric"] == key].sort_values("rare_groups").iloc[-1]
         yield (
@@ -195,7 +220,7 @@ def _format_groups(rows: pd.DataFrame, lines: list[Line], metrics: Metrics) -> I
         for name, scores in groups:
             cells = _cells(scores)
             numbers = (_number(cells.get((source, layer)), metric) for _, source, layer in lines)
-            blocks.append(_align([str(name), _count(scores["images"]), *numbers]))
+            blocks.append(align([str(name), _count(scores["images"]), *numbers]))
         yield f"\n{metric.name} by group\n"
         yield _side_by_side(["layer", "images", *(label for label, _, _ in lines)], blocks)
 
@@ -228,6 +253,11 @@ def _write_notes(notes: Mapping[str, str]) -> str:
     return "\n".join(f"{name:<18}  {meaning}" for name, meaning in notes.items())
 
 
+def layer_name(layer: int) -> str:
+    """Write the number of a layer as tables do."""
+    return "vision" if layer == -1 else str(layer)
+
+
 def _layers(rows: pd.DataFrame) -> list[int]:
     return sorted(int(layer) for layer in rows["layer"].dropna().unique())
 
@@ -235,18 +265,18 @@ def _layers(rows: pd.DataFrame) -> list[int]:
 def _metric_block(metric: Metric, rows: pd.DataFrame, lines: list[Line], name: str) -> list[str]:
     """Give two header lines and the cells of `lines`, right-aligned to one width."""
     cells = _cells(rows)
-    scores = [_with_interval(cells.get((source, layer)), metric) for _, source, layer in lines]
+    scores = [with_interval(cells.get((source, layer)), metric) for _, source, layer in lines]
     floors = [floor for floor in BESIDE if floor in set(rows["source"])]
     columns = [scores]
     for floor in floors:
         beside = [cells.get((floor, layer)) if source == "probe" else None for _, source, layer in lines]
-        columns.append(_align([_number(row, metric) for row in beside]))
+        columns.append(align([_number(row, metric) for row in beside]))
     together = (" ".join(line) for line in zip(*columns, strict=True))
-    return _align([metric.name, " ".join([f"{name} [low, high]", *floors]), *together])
+    return align([metric.name, " ".join([f"{name} [low, high]", *floors]), *together])
 
 
-def _align(lines: list[str]) -> list[str]:
-    """Align lines to their right."""
+def align(lines: list[str]) -> list[str]:
+    """Align lines of text to their right."""
     width = max(map(len, lines))
     return [line.rjust(width) for line in lines]
 
@@ -261,7 +291,8 @@ def _number(row: Any, metric: Metric) -> str:
     return "" if row is None else metric.format(row.mean)
 
 
-def _with_interval(row: Any, metric: Metric) -> str:
+def with_interval(row: Any, metric: Metric) -> str:
+    """Write the score of a row of `summarize`, a named tuple, with its interval; nothing where there is no row."""
     if row is None:
         return ""
     ends = "-, -" if np.isnan(row.low) else f"{metric.format(row.low)}, {metric.format(row.high)}"
@@ -270,7 +301,7 @@ def _with_interval(row: Any, metric: Metric) -> str:
 
 def _side_by_side(labels: list[str], blocks: list[list[str]]) -> str:
     """Set blocks of lines beside each other, after the labels; those that would pass `WIDTH` go below."""
-    labels = _align(labels)
+    labels = align(labels)
     tables = [[labels]]
     for block in blocks:
         if len(tables[-1]) > 1 and sum(2 + len(each[0]) for each in [*tables[-1], block]) - 2 > WIDTH:

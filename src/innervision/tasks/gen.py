@@ -61,7 +61,10 @@ class Gen(Task):
         """Find the real images. See `Task`."""
         self.settings = settings
         self.images = find_images(settings.data, scored_split(settings.data))
-        require(len(self.images) > 1, f"{settings.data} holds one image; sets are compared, so give more")
+        require(
+            min(len(self.images), settings.limit or 2) > 1,
+            f"sets of images are compared: {settings.data} must hold, and limit allow, more than one",
+        )
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Load the vision model. See `Evaluation.prepare`."""
@@ -127,7 +130,7 @@ class Gen(Task):
         order = np.array(random_order(kept.images))
         drawn_for_partner = np.empty_like(order)
         drawn_for_partner[np.roll(order, -1)] = order  # by the place of an image that of the one whose partner it is
-        for key in tqdm([key for key in kept.keys if key[1] != "real"], desc="distances", disable=None):
+        for key in tqdm([key for key in kept.keys if key[1] != "real"], desc="distances", unit=" sets", disable=None):
             target, source, layer = key
             drawn = kept.read(key)
             yield from self._compare_sets([Label(image, target, layer, source) for image in kept.images], drawn, real)

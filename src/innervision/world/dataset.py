@@ -64,7 +64,7 @@ def write_scenes(
                 for split, first in FIRST_INDEX.items()
                 for index in range(first, first + counts[split], _CHUNK)
             ]
-            with tqdm(total=train + val, unit="scene", disable=not progress) as bar:
+            with tqdm(total=train + val, desc="drawing scenes", unit=" scenes", disable=not progress) as bar:
                 for written in _write_chunks(tasks, workers):
                     bar.update(written)
             for left_behind in out.rglob(".[0-9]*-*"):  # temporary files of a call that was killed

@@ -1,0 +1,1 @@
+"""Runs on the Hugging Face Hub: fetched, published, and described by a card."""

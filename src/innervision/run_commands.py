@@ -1,0 +1,204 @@
+"""Commands that read, draw and share runs. Heavy imports wait until one runs; `picture` alone needs torch."""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+from innervision.errors import InnerVisionError, require
+from innervision.terminal import show, tell
+
+
+@dataclass
+class Show:
+    """What is shown."""
+
+    runs: list[str]
+    """Runs, or folders that hold runs; a run may be hf:USER/REPO."""
+    _: KW_ONLY
+    table: bool = False
+    """Show all layers, metrics and groups of the scores, not the best layers alone."""
+
+
+def show_runs(call: Show) -> None:
+    """List runs, what of them is done and what is missing; of runs that are named one by one the scores as well."""
+    from innervision.hub.fetch import locate
+    from innervision.report.files import tables_of
+    from innervision.report.overview import LEGEND, overview_text
+    from innervision.report.status import find_runs, format_status
+    from innervision.report.tables import tabulate
+
+    named = [locate(name) for name in call.runs]
+    show(format_status([run for name in named for run in find_runs(name)]))
+    tables = [(run, table) for run in named if (run / "run.yaml").exists() for table in tables_of(run)]
+    for run, table in tables:
+        text = tabulate(run, table).text if call.table else overview_text(run, table)
+        show(f"\n--- {run}: {table} ---\n\n{text}")
+    if tables and not call.table:
+        show(f"\n{LEGEND}")
+
+
+@dataclass
+class Plot:
+    """What is drawn."""
+
+    runs: list[str]
+    """Scored runs, each its folder or hf:USER/REPO; each becomes a curve."""
+    _: KW_ONLY
+    out: str
+    """Where the figure goes; PNG and PDF are written both."""
+    metrics: str | None = None
+    """Scores to draw, one row of panels each, such as cosine,accuracy; by default what the runs have. images = what
+    exact probes explain of the images held out, over the number of images seen."""
+
+
+def plot(call: Plot) -> None:
+    """Draw the curves of one or several runs by layer, as PNG and PDF."""
+    from innervision.hub.fetch import locate_run
+
+    runs = [locate_run(run) for run in call.runs]
+    from innervision.report.figures import plot_curves, write_figure
+    from innervision.report.sample_size import sample_size_figure
+
+    metrics = [name.strip() for name in call.metrics.split(",")] if call.metrics else None
+    if metrics and "images" in metrics:
+        require(metrics == ["images"], "images is a figure of its own: ask for it alone")
+        paths = write_figure(sample_size_figure(runs), call.out)
+    else:
+        paths = plot_curves(runs, call.out, metrics)
+    for path in paths:
+        show(path)
+
+
+@dataclass
+class Compare:
+    """The two runs."""
+
+    run: str
+    """A scored run: its folder, or hf:USER/REPO."""
+    other: str
+    """The run that is taken from it."""
+    _: KW_ONLY
+    name: str | None = None
+    """Which scores, where a run has several of a kind: those of this name."""
+
+
+def compare(call: Compare) -> None:
+    """Say how much one run scores above another on the same images, layer by layer."""
+    from innervision.hub.fetch import locate_run
+
+    runs = locate_run(call.run), locate_run(call.other)
+    from innervision.report.compare import compare
+    from innervision.report.tables import format_differences
+
+    found = compare(*runs, call.name)
+    show(f"{call.run} less {call.other}, over the images that both have\n")
+    show(format_differences(found.differences, found.differences["target"].unique(), found.metrics))
+    for line in found.left_out:
+        show(f"not compared: {line}")
+    for line in found.notes:
+        show(f"note: {line}")
+
+
+@dataclass
+class Picture:
+    """What is drawn of what."""
+
+    run: str
+    """A trained run: its folder, or hf:USER/REPO."""
+    _: KW_ONLY
+    image: str
+    """The photograph."""
+    out: str | None = None
+    """Where the picture goes (PNG, PDF, SVG …); by default PHOTOGRAPH-layers.png in this folder."""
+    targets: str | None = None
+    """Names of the run's targets, with commas; by default all that can be drawn."""
+    device: str | None = None
+    """By default the accelerator, where there is one."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the MLLM's checkpoint. Only for sources that you trust."""
+
+
+def picture(call: Picture) -> None:
+    """Draw what each layer shows of a photograph: what the experts' heads make of the predictions."""
+    from innervision.engine.run import RunFolder
+    from innervision.hub.fetch import locate_run
+
+    image = Path(call.image)
+    require(image.is_file(), f"there is no image {image}")
+    run = RunFolder(locate_run(call.run))
+    settings = run.trained_settings()
+    names = _drawable(run.record().get("experts", {}), call.targets)
+    tell(f"{call.run} names the models: {settings.mllm} and the experts {settings.targets}")
+    import numpy as np
+
+    from innervision.data import read_image
+    from innervision.engine.decode import decode_layers
+    from innervision.report.picture import draw_layers
+
+    photograph = read_image(image)
+    decoded = decode_layers(
+        run.path, photograph, only=names, device=call.device, trust_remote_code=call.trust_remote_code
+    )
+    out = Path(call.out or f"{image.stem}-layers.png")
+    shown = dict.fromkeys(names, np.asarray(photograph) / 255)
+    draw_layers({Path(settings.mllm).name: decoded}, shown, out)
+    show(out)
+
+
+def _drawable(experts: Mapping[str, Any], asked: str | None) -> list[str]:
+    """Choose the targets whose predictions are maps or images; say which are left out."""
+    names = [name.strip() for name in asked.split(",")] if asked else [*experts]
+    if unknown := [name for name in names if name not in experts]:
+        raise InnerVisionError(f"the run has no target {unknown[0]!r}, only: {', '.join(experts)}")
+    chosen = [name for name in names if experts[name]["kind"] in ("depth", "seg", "gen")]
+    require(bool(chosen), f"nothing can be drawn of {', '.join(names)}: pictures are made of depth, seg and gen")
+    if left := [name for name in names if name not in chosen]:
+        tell(f"left out {', '.join(left)}: pictures are made of depth, seg and gen")
+    return chosen
+
+
+@dataclass
+class Push:
+    """What is published, and where."""
+
+    run: str
+    """Folder of a trained run."""
+    repository: str
+    """USER/REPO on the Hugging Face Hub; made if it does not exist."""
+    _: KW_ONLY
+    license: str
+    """Of the probes and scores, as the Hub writes it: apache-2.0, mit, cc-by-4.0 …"""
+    private: bool = False
+    """Make the repository visible to its owner alone, if it is made."""
+
+
+def push(call: Push) -> None:
+    """Publish a run on the Hugging Face Hub, with a card made from it. A call that was stopped resumes."""
+    from innervision.hub.fetch import locate_run, require_repository
+
+    require_repository(call.repository)
+    run = locate_run(call.run)
+    from innervision.hub.push import push
+
+    show(push(run, call.repository, licence=call.license, private=call.private))
+    show(f"others use it as hf:{call.repository}")
+
+
+@dataclass
+class Pull:
+    """What is fetched, and where it goes."""
+
+    repository: str
+    """USER/REPO or USER/REPO@REVISION on the Hugging Face Hub."""
+    _: KW_ONLY
+    out: str | None = None
+    """The run's folder; by default runs/REPO."""
+
+
+def pull(call: Pull) -> None:
+    """Copy a run from the Hugging Face Hub to a folder of one's own. A call that was stopped resumes."""
+    from innervision.hub.fetch import HubRun, pull
+
+    run = HubRun.parse(call.repository)
+    show(pull(run, call.out or f"runs/{run.name}"))
