@@ -47,8 +47,6 @@ SIDE = 144
 """Pixels along a side of a cell, at most."""
 PHOTOGRAPH = 320
 """Pixels along the longer side of a photograph, at most."""
-KINDS = ("depth", "seg", "gen")
-"""Of targets whose decoded outputs can be drawn."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,9 @@ def _drawing(task: Task) -> dict[str, Any]:
 
 def _read(task: Task, name: str, hash: str) -> Image:
     """Read an image of the benchmark, and see that it is the one that was scored."""
-    require(name in task.images.names, f"{task.settings.data} does not hold the image {name}, which the run was scored on")
+    require(
+        name in task.images.names, f"{task.settings.data} does not hold the image {name}, which the run was scored on"
+    )
     path = task.images.paths[task.images.names.index(name)]
     require(content_hash(path) == hash, f"{path} is not the image that the run was scored on: its content differs")
     try:
@@ -245,7 +245,6 @@ def _pairs(truth: Any) -> list[list[list[float]]]:
     """Give pairs of points, the closer one first, as [row, column] in shares of the image."""
     size = np.array(truth.size)
     ordered = [
-        pair if closer == 1 else pair[::-1]
-        for pair, closer in zip(truth.pairs.points, truth.pairs.closer, strict=True)
+        pair if closer == 1 else pair[::-1] for pair, closer in zip(truth.pairs.points, truth.pairs.closer, strict=True)
     ]
     return [((pair + 0.5) / size).round(4).tolist() for pair in ordered]
