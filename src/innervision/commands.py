@@ -49,6 +49,7 @@ def commands() -> dict[str, Command]:
         "import": Command(import_probes, Import),
         "plot": Command(plot, Plot),
         "compare": Command(compare, Compare),
+        "report": Command(report, Report),
         "data coco": Command(data_coco, Coco),
         "data da2k": Command(data_da2k, Da2k),
         "data scenes": Command(data_scenes, Scenes),
@@ -259,6 +260,42 @@ def compare(call: Compare) -> None:
         show(f"not compared: {line}")
     for line in found.notes:
         show(f"note: {line}")
+
+
+@dataclass
+class Report:
+    """What the page is made of."""
+
+    runs: list[str]
+    """Folders of scored runs; the others are compared with the first."""
+    _: KW_ONLY
+    out: str
+    """The page, such as study.html."""
+    data: str | None = None
+    """Make the pictures of the explorer that the runs do not have yet, of images that they were scored on: the same as
+    --data of evaluate, for all tasks, or TASK=PATH for each, separated by commas: depth=da2k,seg=coco,gen=coco. Loads
+    the models."""
+    images: int = 12
+    """In the explorer, shared out among the targets."""
+    device: str | None = None
+    """For the pictures; by default the accelerator, where there is one."""
+    trust_remote_code: bool = False
+    """Run model code that comes with an MLLM's checkpoint. Only for sources that you trust."""
+
+
+def report(call: Report) -> None:
+    """Write one HTML page about one or several runs: findings, curves, differences, images, tables."""
+    from innervision.report.page.write import check_out, write_page
+
+    require(call.images >= 0, f"images must not be negative, as {call.images} is")
+    check_out(call.out)
+    if call.data:
+        from innervision.report.page.pictures import make_pictures
+
+        for run in call.runs:
+            _tell_models(run)
+        make_pictures(call.runs, call.data, call.images, device=call.device, trust_remote_code=call.trust_remote_code)
+    show(write_page(call.runs, call.out, images=call.images))
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 import base64
 import io
+import json
+import math
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +17,7 @@ import pandas as pd
 import PIL.Image
 from PIL.Image import Image
 
+from innervision.engine.pictures import columns
 from innervision.errors import InnerVisionError, printable
 from innervision.json_files import read_json
 from innervision.metrics.registry import METRICS, find_metric
@@ -27,12 +30,12 @@ DRAWN = ("depth", "seg", "gen")
 """Tasks of which pictures are kept."""
 LARGEST = 4096
 """Pixels along a side of a kept sheet, at most."""
-QUALITY = 55
-"""Of depth maps and drawn images as WebP."""
-CLASSES = (
-    "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #F0E442 #332288 "
-    "#882255 #44AA99 #999933 #AA4499 #117733 #DDCC77 #6699CC #661100"
-).split()
+STEPS = ((1, 55), (1, 35), (2 / 3, 35), (1 / 2, 30), (1 / 3, 25))
+"""Scale and WebP quality of the pictures, tried until they fit."""
+CLASSES = [
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#332288"),
+    *("#882255", "#44AA99", "#999933", "#AA4499", "#117733", "#DDCC77", "#6699CC", "#661100"),
+]
 """Of the classes of an image, the most frequent one first: Okabe and Ito's (2008) palette, then Tol's muted one."""
 OTHER = "#BBBBBB"
 """Of all other classes, and of pixels without one."""
@@ -102,17 +105,36 @@ def drawn_tasks(run: ScoredRun) -> list[tuple[str, str]]:
     return [(str(each.evaluation), str(each.target)) for each in pairs if each.evaluation in DRAWN]
 
 
-def explorer(study: Study, count: int) -> list[dict[str, Any]]:
+def explorer(study: Study, count: int, room: int) -> list[dict[str, Any]]:
     """Give what the page shows of each target: its images, and of each run a sheet of cells.
 
     Images are those that the first run's scores choose, of which a run has kept pictures; where it has kept others
     alone, those. Kept pictures of other probes than the scores' are left out.
 
+    Args:
+        study: the runs.
+        count: of images, shared out among the targets.
+        room: bytes that the pictures may take as text.
+
     Returns:
         Objects of JSON; pictures are data URLs.
+
+    Raises:
+        InnerVisionError: there is not enough room.
     """
+    found = list(_targets(study, count))
+    for scale, quality in STEPS:
+        encoded = [_encode(target, scale, quality) for target in found]
+        if len(json.dumps(encoded)) <= room:
+            return encoded
+    raise InnerVisionError(
+        f"pictures of {count} images and {len(study.runs)} runs do not fit into the page: give fewer runs, or fewer "
+        f"images with --images"
+    )
+
+
+def _targets(study: Study, count: int) -> Iterator[dict[str, Any]]:
     first = study.runs[0].scored
-    found = []
     pairs = drawn_tasks(first)
     for (evaluation, target), share in zip(pairs, shares(count, [name for _, name in pairs]).values(), strict=True):
         ranking = rank_images(first, evaluation, target)
@@ -131,8 +153,35 @@ def explorer(study: Study, count: int) -> list[dict[str, Any]]:
                 images.append({**image, "rank": ranked.index(name) + 1, "of": len(ranked)})
         if images:
             metric = study.metric(ranking.key)
-            found.append({"target": target, "metric": metric.name, "kind": evaluation, "images": images})
-    return found
+            title = {"target": printable(target), "metric": printable(metric.name), "kind": evaluation}
+            yield {**title, "higher": metric.higher_is_better, "images": images}
+
+
+def _encode(target: dict[str, Any], scale: float, quality: int) -> dict[str, Any]:
+    """Put data URLs in the places of a target's pictures."""
+    exact = target["kind"] == "seg"  # a class has one colour
+    how: dict[str, Any] = {"lossless": True} if exact else {"quality": quality}
+    images = [
+        {
+            **image,
+            "photograph": _data_url(image["photograph"], quality=70),
+            "runs": {
+                number: {**run, "sheet": _data_url(_scaled(run["sheet"], run["cells"], scale), **how)}
+                for number, run in image["runs"].items()
+            },
+        }
+        for image in target["images"]
+    ]
+    return {**target, "images": images}
+
+
+def _scaled(sheet: Image, cells: Sequence[str], scale: float) -> Image:
+    """Scale the cells of a sheet, each to whole pixels."""
+    across = columns(len(cells))
+    down = math.ceil(len(cells) / across)
+    size = across * round(sheet.width / across * scale), down * round(sheet.height / down * scale)
+    how = PIL.Image.Resampling.NEAREST if sheet.mode == "P" else PIL.Image.Resampling.BOX
+    return sheet if scale == 1 else sheet.resize(size, how)
 
 
 def _read_album(run: Studied, evaluation: str, target: str) -> dict[str, Any]:
@@ -196,16 +245,15 @@ def _image(
     return {
         "name": printable(name),
         "score": ranking.scores[name],
-        "photograph": _data_url(photograph, quality=80),
+        "photograph": photograph,
         "size": photograph.size,
         "pairs": first["pairs"],
         "legend": legend,
         "runs": {
             number: {
                 "cells": entries[number]["cells"],
-                "sheet": _data_url(sheets[number], lossless=True)
-                if ranking.evaluation == "seg"
-                else _data_url(sheets[number], quality=QUALITY),
+                "sheet": sheets[number] if ranking.evaluation == "seg" else sheets[number].convert("RGB"),
+                "columns": columns(len(entries[number]["cells"])),
                 "scores": scores[number],
             }
             for number in entries
