@@ -15,6 +15,12 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
+function shape(name, properties) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(properties)) made.setAttribute(key, value);
+  return made;
+}
+
 function byId(id) {
   return document.getElementById(id);
 }

@@ -3,11 +3,6 @@
 const DASHES = { shuffled: "dot", blank: "1px,5px", mean: "dash", zero: "12px,3px,2px,3px", expert: "dashdot", plain: "longdash" };
 const CEILINGS = ["expert", "plain"];
 
-// What comes before the decoder stands apart at its left.
-function place(layer) {
-  return layer;
-}
-
 function layout(title, depth, vision) {
   const ink = style("--ink");
   const line = style("--line");
@@ -26,7 +21,7 @@ function layout(title, depth, vision) {
     hoverlabel: { align: "left", bgcolor: style("--raised"), font: { color: ink } },
     xaxis: {
       title: { text: "decoder layer", standoff: 6 },
-      tickvals: ticks.map(place),
+      tickvals: ticks,
       ticktext: ticks.map((layer) => (layer === -1 ? "vision" : layer === 0 ? "0" : String(layer))),
       range: [lowest - 0.1, depth + 0.5],
       gridcolor: line, zeroline: false, linecolor: line,
@@ -51,7 +46,7 @@ function points(line, wanted) {
 function band(line, run) {
   const inside = points(line, (layer) => layer >= 1).filter((i) => line.low[i] !== null);
   if (inside.length < 2) return [];
-  const x = inside.map((i) => place(line.layers[i]));
+  const x = inside.map((i) => line.layers[i]);
   const y = [...inside.map((i) => line.high[i]), ...inside.map((i) => line.low[i]).reverse()];
   return [{ x: [...x, ...[...x].reverse()], y, fill: "toself", fillcolor: faded(colour(run), 0.18), line: { width: 0 }, mode: "lines", hoverinfo: "skip" }];
 }
@@ -61,7 +56,7 @@ function probeTrace(line, run, label, better) {
   const hue = colour(run);
   const bars = (i) => line.low[i] !== null && (line.layers[i] < 1 || points(line, (layer) => layer >= 1).length < 2);
   return {
-    x: shown.map((i) => place(line.layers[i])),
+    x: shown.map((i) => line.layers[i]),
     y: shown.map((i) => line.mean[i]),
     mode: "lines+markers",
     name: plain(label),
@@ -75,7 +70,7 @@ function probeTrace(line, run, label, better) {
       arrayminus: shown.map((i) => (bars(i) ? line.mean[i] - line.low[i] : 0)),
     },
     text: shown.map((i) => {
-      const verdict = line.clear ? (line.clear[i] === null ? "" : line.clear[i] ? "<br>above every floor" : "<br>not above every floor") : better(line, i);
+      const verdict = line.clear ? (line.clear[i] === null ? "" : line.clear[i] ? "<br>beats every floor" : "<br>does not beat every floor") : better(line, i);
       return `${wrapped(label)}<br>layer ${layerName(line.layers[i])}: <b>${plain(line.text[i])}</b><br>n = ${line.images[i].toLocaleString("en")} images${verdict}`;
     }),
     hovertemplate: "%{text}<extra></extra>",
@@ -89,7 +84,7 @@ function floorTraces(metric, run, label) {
     if (source === "probe" || !STATE.lines.has("floors")) continue;
     const shown = points(line, () => true);
     traces.push({
-      x: shown.map((i) => place(line.layers[i])), y: shown.map((i) => line.mean[i]), mode: "lines",
+      x: shown.map((i) => line.layers[i]), y: shown.map((i) => line.mean[i]), mode: "lines",
       line: { color: colour(run), width: 1.5, dash: DASHES[source] },
       text: shown.map((i) => `${wrapped(label)}, ${plain(source)}<br>${wrapped(DATA.sources[source])}<br>layer ${layerName(line.layers[i])}: <b>${plain(line.text[i])}</b>`),
       hovertemplate: "%{text}<extra></extra>",
@@ -100,7 +95,7 @@ function floorTraces(metric, run, label) {
     if (level.mean[0] === null || !STATE.lines.has(CEILINGS.includes(source) ? "ceilings" : "floors")) continue;
     const x = [Math.min(...ends) - 0.4, ...new Set(ends), Math.max(...ends) + 0.4].sort((a, b) => a - b);
     traces.push({
-      x: x.map(place), y: x.map(() => level.mean[0]), mode: "lines", line: { color: colour(run), width: 1.5, dash: DASHES[source] }, opacity: 0.8,
+      x, y: x.map(() => level.mean[0]), mode: "lines", line: { color: colour(run), width: 1.5, dash: DASHES[source] }, opacity: 0.8,
       text: x.map(() => `${wrapped(label)}, ${plain(source)}<br>${wrapped(DATA.sources[source])}: <b>${plain(level.text[0])}</b>`),
       hovertemplate: "%{text}<extra></extra>",
     });
@@ -110,12 +105,12 @@ function floorTraces(metric, run, label) {
 
 function chart(into, title, tall = false) {
   const plot = element("div", { className: tall ? "plot tall" : "plot", role: "img", ariaLabel: title });
-  byId(into) ? byId(into).append(element("div", { className: "chart" }, element("h3", {}, title), plot)) : into.append(element("div", { className: "chart" }, element("h3", {}, title), plot));
+  into.append(element("div", { className: "chart" }, element("h3", {}, title), plot));
   return plot;
 }
 
 function draw(plot, traces, how) {
-  Plotly.react(plot, traces, how, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
+  Plotly.react(plot, traces, how, { displayModeBar: false, responsive: true });
 }
 
 function drawCurve(plot, metric) {
@@ -134,71 +129,79 @@ function drawCurve(plot, metric) {
 
 function startCurves() {
   const others = document.querySelector("#other-curves .charts");
-  const waiting = [];
+  const main = [];
+  const rest = [];
   for (const target of DATA.targets) {
     for (const [number, metric] of target.metrics.entries()) {
       const first = target.headlines.includes(number);
-      const plot = chart(first ? "headline-curves" : others, `${target.name}: ${metric.name}`);
-      if (first) {
-        drawCurve(plot, metric);
-        REDRAW.push(() => drawCurve(plot, metric));
-      } else waiting.push(() => drawCurve(plot, metric));
+      (first ? main : rest).push([chart(first ? byId("headline-curves") : others, `${target.name}: ${metric.name}`), metric]);
     }
   }
   const details = byId("other-curves");
-  details.hidden = !waiting.length;
-  const drawOthers = () => details.open && waiting.forEach((each) => each());
-  details.addEventListener("toggle", drawOthers);
-  REDRAW.push(drawOthers);
+  details.hidden = !rest.length;
+  const drawMain = () => main.forEach((each) => drawCurve(...each));
+  const drawRest = () => details.open && rest.forEach((each) => drawCurve(...each));
+  details.addEventListener("toggle", drawRest);
+  REDRAW.push(drawMain, drawRest);
+  drawMain();
+  showLineLegend();
 }
 
-// The difference of two runs, the first less the second, whichever way round the page holds it.
-function differenceOf(metric, run, reference) {
-  const found = metric.differences.find((each) => [each.first, each.second].includes(run) && [each.first, each.second].includes(reference));
-  if (!found || found.first === run) return found;
-  const turned = (values) => values.map((value) => (value === null ? null : -value));
-  const text = found.text.map((each) => each.replace(/-?\d[\d.,]*(e[+-]?\d+)?%?/g, (number) => (number.startsWith("-") ? number.slice(1) : /[1-9]/.test(number) ? `-${number}` : number)));
-  const swapped = text.map((each) => each.replace(/\[(.*), (.*)\]/, "[$2, $1]"));
-  return { ...found, mean: turned(found.mean), low: turned(found.high), high: turned(found.low), text: swapped };
+function showLineLegend() {
+  const metrics = DATA.targets.flatMap((target) => target.metrics);
+  const used = new Set(metrics.flatMap((metric) => Object.values(metric.runs).flatMap((run) => [...Object.keys(run.lines), ...Object.keys(run.levels)])));
+  const patterns = { dot: "2 3", "1px,5px": "1 5", dash: "8 4", "12px,3px,2px,3px": "12 3 2 3", dashdot: "8 3 2 3", longdash: "14 4" };
+  for (const [source, dash] of Object.entries(DASHES)) {
+    if (!used.has(source)) continue;
+    const line = shape("line", { x1: 0, y1: 5, x2: 40, y2: 5, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": patterns[dash] });
+    const drawing = shape("svg", { viewBox: "0 0 40 10", "aria-hidden": "true" });
+    drawing.append(line);
+    byId("line-legend").append(element("li", {}, drawing, `${source}: ${DATA.sources[source]}`));
+  }
 }
 
 function startDifferences() {
-  if (!byId("reference")) return;
   const select = byId("reference");
+  if (!select) return;
   for (const [number, run] of DATA.runs.entries()) select.append(element("option", { value: number }, run.label));
   select.value = String(DATA.runs.length - 1);
-  const plots = [];
+  const details = byId("other-differences");
+  const main = [];
+  const rest = [];
   for (const target of DATA.targets) {
-    for (const number of target.headlines) {
-      if (target.metrics[number].differences.length) plots.push([chart("difference-charts", `${target.name}: ${target.metrics[number].name}`), target.metrics[number]]);
+    for (const [number, metric] of target.metrics.entries()) {
+      if (!metric.differences.length) continue;
+      const first = target.headlines.includes(number);
+      (first ? main : rest).push([chart(first ? byId("difference-charts") : details.querySelector(".charts"), `${target.name}: ${metric.name}`), metric]);
     }
   }
+  details.hidden = !rest.length;
   const drawAll = () => {
     const reference = Number(select.value);
-    const told = DATA.pairs.filter((pair) => [pair.first, pair.second].includes(reference));
-    byId("not-compared").replaceChildren(...told.map((pair) => element("li", {}, `${DATA.runs[pair.first].label} and ${DATA.runs[pair.second].label}: ${pair.why}`)));
-    for (const [plot, metric] of plots) {
-      const traces = [];
-      const layers = layersOf(metric);
-      for (const run of STATE.runs) {
-        const found = run === reference ? undefined : differenceOf(metric, run, reference);
-        if (!found) continue;
-        const label = `${DATA.runs[run].label} less ${DATA.runs[reference].label}`;
-        if (STATE.lines.has("intervals")) traces.push(...band(found, run));
-        const differ = (line, i) => (line.low[i] === null ? "" : line.low[i] > 0 || line.high[i] < 0 ? "<br>the runs differ" : "<br>cannot be told apart");
-        traces.push(probeTrace({ ...found, clear: undefined }, run, label, differ));
-        traces.at(-1).marker.symbol = traces.at(-1).x.map(() => DATA.runs[run].symbol);
-      }
-      const how = layout(`difference of ${metric.axis} (${metric.higher ? "above" : "below"} 0: better than the other)`, Math.max(1, ...layers), layers.includes(-1));
-      how.yaxis.zeroline = true;
-      how.yaxis.zerolinecolor = style("--ink");
-      how.yaxis.rangemode = "tozero";
-      draw(plot, traces, how);
-    }
+    const told = DATA.pairs.filter((pair) => pair.runs.includes(reference));
+    byId("not-compared").replaceChildren(...told.map((pair) => element("li", {}, `${pair.runs.map((run) => DATA.runs[run].label).join(" and ")}: ${pair.why}`)));
+    for (const each of details.open ? [...main, ...rest] : main) drawDifference(...each, reference);
   };
   select.addEventListener("change", drawAll);
+  details.addEventListener("toggle", drawAll);
   REDRAW.push(drawAll);
   drawAll();
+}
+
+function drawDifference(plot, metric, reference) {
+  const traces = [];
+  const layers = layersOf(metric);
+  for (const run of STATE.runs) {
+    const found = metric.differences.find(({ runs }) => runs[0] === run && runs[1] === reference);
+    if (!found) continue;
+    const differ = (line, i) => (line.low[i] === null ? "" : line.low[i] > 0 || line.high[i] < 0 ? "<br>the runs differ" : "<br>cannot be told apart");
+    if (STATE.lines.has("intervals")) traces.push(...band(found, run));
+    traces.push(probeTrace(found, run, `${DATA.runs[run].label} less ${DATA.runs[reference].label}`, differ));
+    traces.at(-1).marker.symbol = DATA.runs[run].symbol;
+  }
+  const how = layout(`difference (${metric.higher ? "above" : "below"} 0: better)`, Math.max(1, ...layers), layers.includes(-1));
+  how.yaxis = { ...how.yaxis, zeroline: true, zerolinecolor: style("--ink"), rangemode: "tozero" };
+  draw(plot, traces, how);
 }
 
 function startSplits() {
@@ -207,7 +210,7 @@ function startSplits() {
   for (const target of DATA.targets) {
     for (const metric of target.metrics) {
       if (!metric.splits) continue;
-      plots.push([chart("split-charts", `${target.name}: ${metric.name}`, true), metric]);
+      plots.push([chart(byId("split-charts"), `${target.name}: ${metric.name}`, true), metric]);
       for (const part of metric.splits.runs) for (const run of Object.values(part)) run.layers.forEach((layer) => layers.add(layer));
     }
   }
@@ -242,10 +245,10 @@ function drawSplit(plot, metric, layer) {
     };
   });
   const how = layout(metric.axis, 1, false);
-  const label = (i) => `${names[i].length > 28 ? `${names[i].slice(0, 27)}…` : names[i]} (${count(runs[i]).toLocaleString("en")})`;
+  const label = (i) => wrapped(`${names[i].length > 40 ? `${names[i].slice(0, 39)}…` : names[i]} (${count(runs[i]).toLocaleString("en")})`, 18);
   how.height = 90 + Math.max(26, 10 * shown.length) * names.length;
   how.xaxis = { ...how.xaxis, title: { text: wrapped(metric.axis) }, tickvals: undefined, ticktext: undefined, range: undefined };
-  how.yaxis = { ...how.yaxis, title: undefined, automargin: true, tickvals: names.map((_, i) => i), ticktext: names.map((_, i) => plain(label(i))), range: [names.length - 0.5, -0.5] };
+  how.yaxis = { ...how.yaxis, title: undefined, automargin: true, tickvals: names.map((_, i) => i), ticktext: names.map((_, i) => label(i)), range: [names.length - 0.5, -0.5] };
   how.shapes = [];
   draw(plot, traces, how);
 }

@@ -20,8 +20,8 @@ DARK = ("#4DA3E0", "#F0803C", "#2FBF93", "#E08FC0", "#F2B21B", "#8AD0F5", "#FFFF
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x")
 """One per run, so that lines are told apart without colours."""
 SPLITS = {
-    "accuracy_mean_right": ("accuracy", "pairs that the mean map gets right"),
-    "accuracy_mean_wrong": ("accuracy", "pairs that the mean map gets wrong"),
+    "accuracy_mean_right": ("accuracy", "pairs: mean map right"),
+    "accuracy_mean_wrong": ("accuracy", "pairs: mean map wrong"),
 }
 """Metrics that score a part of what another one scores: that one, and the name of the part."""
 
@@ -47,7 +47,7 @@ def page_data(study: Study) -> dict[str, Any]:
             for keys in [study.keys(target)]
         ],
         "pairs": [
-            {"first": one, "second": other, "why": found}
+            {"runs": [one, other], "why": found}
             for (one, other), found in study.pairs.items()
             if isinstance(found, str)
         ],
@@ -126,6 +126,7 @@ def _number(value: float) -> float | None:
 
 
 def _differences(study: Study, target: str, key: str) -> Iterator[dict[str, Any]]:
+    """Give the paired differences of every two runs, either way round: the first less the second."""
     metric = study.metric(key)
     for (one, other), found in study.pairs.items():
         if not isinstance(found, Compared):
@@ -136,7 +137,9 @@ def _differences(study: Study, target: str, key: str) -> Iterator[dict[str, Any]
         rows = rows[rows[["target", "metric"]].eq([target, key]).all(axis=1) & rows["protocol"].isin(rules)]
         rows = rows[rows["group"].isna()]
         if len(rows):
-            yield {"first": one, "second": other, **_values(rows, metric)}
+            turned = rows.assign(mean=-rows["mean"], low=-rows["high"], high=-rows["low"])
+            yield {"runs": [one, other], **_values(rows, metric)}
+            yield {"runs": [other, one], **_values(turned, metric)}
 
 
 def _splits(study: Study, target: str, key: str) -> dict[str, Any] | None:

@@ -101,7 +101,7 @@ function photographPanel(image) {
   const shown = element("img", { src: image.photograph, alt: `photograph ${image.name}` });
   shown.style.cssText = "width:100%;height:100%;left:0;top:0";
   cell.prepend(shown);
-  const text = image.pairs.length ? "photograph; of each pair the filled point is closer" : "photograph";
+  const text = image.pairs.length ? "photograph; of each pair the white point is closer" : "photograph";
   return element("figure", {}, cell, element("figcaption", {}, text));
 }
 
@@ -126,19 +126,13 @@ function cellPanel(target, image, run, cell, label, hue) {
 }
 
 function drawPairs(image) {
-  const space = "http://www.w3.org/2000/svg";
-  const make = (name, properties) => {
-    const made = document.createElementNS(space, name);
-    for (const [key, value] of Object.entries(properties)) made.setAttribute(key, value);
-    return made;
-  };
   const [width, height] = image.size.map((side) => (100 * side) / Math.max(...image.size));
-  const drawing = make("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+  const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   for (const pair of image.pairs) {
     const [closer, other] = pair.map(([row, column]) => [column * width, row * height]);
-    for (const [hue, thick] of [["#000", 2.2], ["#fff", 1]]) drawing.append(make("line", { x1: closer[0], y1: closer[1], x2: other[0], y2: other[1], stroke: hue, "stroke-width": thick }));
-    drawing.append(make("circle", { cx: closer[0], cy: closer[1], r: 3, fill: "#fff", stroke: "#000", "stroke-width": 1 }));
-    drawing.append(make("circle", { cx: other[0], cy: other[1], r: 3, fill: "#000", stroke: "#fff", "stroke-width": 1 }));
+    for (const [hue, thick] of [["#000", 2.2], ["#fff", 1]]) drawing.append(shape("line", { x1: closer[0], y1: closer[1], x2: other[0], y2: other[1], stroke: hue, "stroke-width": thick }));
+    drawing.append(shape("circle", { cx: closer[0], cy: closer[1], r: 3, fill: "#fff", stroke: "#000", "stroke-width": 1 }));
+    drawing.append(shape("circle", { cx: other[0], cy: other[1], r: 3, fill: "#000", stroke: "#fff", "stroke-width": 1 }));
   }
   return drawing;
 }

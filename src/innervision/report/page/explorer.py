@@ -102,7 +102,8 @@ def shares(count: int, targets: Sequence[str]) -> dict[str, int]:
 def drawn_tasks(run: ScoredRun) -> list[tuple[str, str]]:
     """Name the evaluations of a run, and their targets, that are tasks whose outputs can be drawn."""
     pairs = run.summary[["evaluation", "target"]].drop_duplicates().itertuples(index=False)
-    return [(str(each.evaluation), str(each.target)) for each in pairs if each.evaluation in DRAWN]
+    found = [(str(each.evaluation), str(each.target)) for each in pairs if each.evaluation in DRAWN]
+    return sorted(found, key=lambda pair: [*run.summary["target"].unique()].index(pair[1]))
 
 
 def explorer(study: Study, count: int, room: int) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """What was found, in sentences made from the tables by rule, and what speaks against it."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -54,7 +53,7 @@ class Standing(NamedTuple):
         """Say in a few words whether the score means anything."""
         if not self.known:
             return "no verdict: too few images" if self.floor else "no floor to compare with"
-        return "not above every floor" if self.below else "above every floor"
+        return "does not beat every floor" if self.below else "beats every floor"
 
 
 @dataclass
@@ -154,78 +153,86 @@ def _interval(metric: Metric, row: Any, *, signed: bool = False) -> str:
 
 
 def tell(finding: Finding, standing: Standing) -> str:
-    """Say in a sentence where a run stands, with interval, floor, ceiling and n."""
+    """Say in words where a run stands: score with interval, and `details`."""
     metric, score = finding.metric, standing.score
-    where = f"at layer {name_layer(score.layer)}" if score.layer is not pd.NA else "on average over its decoder layers"
-    text = f"{standing.label}: {metric.name} {metric.format(score.mean)} {_interval(metric, score)} {where}"
+    where = f"at layer {name_layer(score.layer)}" if score.layer is not pd.NA else "on average over the decoder layers"
+    numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
+    return f"{standing.label}: {numbers} {where}. {details(finding, standing)}"
+
+
+def details(finding: Finding, standing: Standing) -> str:
+    """Say what belongs to a score: n, the best layer, floor, ceiling, and how many layers beat every floor."""
+    write, score = finding.metric.format, standing.score
+    parts = [f"n = {score.images:,} images"]
     if score.layer is pd.NA:
-        text += f", best at layer {name_layer(standing.best.layer)} ({metric.format(standing.best.mean)})"
+        parts.append(f"Best at layer {name_layer(standing.best.layer)}: {write(standing.best.mean)}")
     if standing.floor:
         source, level = standing.floor
-        text += f"; {FLOORS.get(source, source)} scores {metric.format(level)}"
+        parts.append(f"Floor {write(level)}: {FLOORS.get(source, source)}")
     if standing.ceiling is not None:
-        text += f", the expert’s own feature {metric.format(standing.ceiling)}"
-    return f"{text}; n = {score.images:,} images"
+        parts.append(f"Ceiling {write(standing.ceiling)}")
+    if standing.known:
+        parts.append(f"{standing.clear} of {standing.layers} layers beat every floor")
+    return f"{'. '.join(parts)}."
 
 
 def headline(study: Study, found: list[Finding]) -> str:
     """Say in one sentence what was measured and what came out for the first run."""
-    labels = _listed([run.label for run in study.runs])
-    kinds = Counter(str((run.settings.get("probe") or {}).get("kind", "")) for run in study.runs)
-    probes = f"{kinds.most_common(1)[0][0]} probes".strip() if len(kinds) == 1 else "probes"
-    parts = []
+    labels = listed([run.label for run in study.runs])
+    kinds = {str((run.settings.get("probe") or {}).get("kind", "")) for run in study.runs}
+    probes = f"{kinds.pop()} probes".strip() if len(kinds) == 1 else "probes"
+    parts, averaged = [], True
     for target in study.targets:
         finding = next((each for each in found if each.target == target), None)
         standing = finding and next((each for each in finding.standings if each.number == 0), None)
         if finding is None or standing is None:
             continue
         metric, score = finding.metric, standing.score
-        floor = f" (highest floor {metric.format(standing.floor[1])})" if standing.floor else ""
-        parts.append(
-            f"{target} with {metric.name} {metric.format(score.mean)} {_interval(metric, score)}{floor}, "
-            f"n = {score.images:,}"
-        )
-    what = f"From the layers of {labels}, {probes} predict what frozen vision experts make of held-out images"
-    return f"{what}. {study.runs[0].label}, on average over its decoder layers: {'; '.join(parts)}."
+        averaged &= score.layer is pd.NA
+        floor = f"floor {metric.format(standing.floor[1])}, " if standing.floor else ""
+        numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
+        parts.append(f"{numbers} for {target} ({floor}n = {score.images:,})")
+    where = "on average over the decoder layers" if averaged else "from the decoder layers"
+    return (
+        f"What frozen vision experts make of held-out images, predicted by {probes} from the layers of {labels}: "
+        f"{where} of {study.runs[0].label} with {listed(parts)}."
+    )
 
 
 def cautions(study: Study, found: list[Finding]) -> list[str]:
     """Say what speaks against the findings."""
-    return [printable(text) for text in [*_of_findings(found), *_of_scores(study), *_of_runs(study), *_of_pairs(study)]]
+    parts = [*_of_findings(found), *_of_scores(study), *_of_sizes(study), *_of_runs(study), *_of_pairs(study)]
+    return [printable(text) for text in parts]
 
 
 def _of_findings(found: list[Finding]) -> Iterator[str]:
     for finding in found:
         for standing in finding.standings:
             if standing.below:
-                names = _listed([FLOORS.get(floor, floor) for floor in standing.below])
+                names = listed([FLOORS.get(floor, floor) for floor in standing.below])
                 yield (
-                    f"{finding.target}, {finding.metric.name}: {standing.label} is not above the floor of {names}; "
-                    "what it scores may have nothing to do with what its layers hold."
+                    f"{finding.target}, {finding.metric.name}: {standing.label} does not beat {names}; what it scores "
+                    "may have nothing to do with what its layers hold."
                 )
             elif standing.known and standing.clear < standing.layers:
                 yield (
                     f"{finding.target}, {finding.metric.name}: {standing.layers - standing.clear} of "
-                    f"{standing.layers} layers of {standing.label} are not above every floor."
+                    f"{standing.layers} layers of {standing.label} do not beat every floor."
                 )
 
 
 def _of_scores(study: Study) -> Iterator[str]:
     rows = pd.concat([run.scores[run.scores["group"].isna()].assign(run=run.label) for run in study.runs])
     probe = rows[rows["source"] == "probe"]
-    most = probe.groupby(["target", "evaluation"], sort=False)["images"].max()
+    most = probe.groupby("evaluation", sort=False)["images"].max()
     for bound, what in (
-        (FEWEST, f"too few for intervals, which need {FEWEST}"),
-        (WIDE, "few: intervals are wide, and scores that lie within one another’s interval are not known to differ"),
+        (FEWEST, f"are too few for intervals, which need {FEWEST}"),
+        (WIDE, "are few: intervals are wide, and scores within one another’s interval are not known to differ"),
     ):
-        scored = [
-            f"{count:,} images for {target} ({evaluation})"
-            for (target, evaluation), count in most.items()
-            if count < bound
-        ]
+        scored = [f"{count:,} images ({evaluation})" for evaluation, count in most.items() if count < bound]
         most = most[most >= bound]
         if scored:
-            yield f"{_listed(scored)} are {what}."
+            yield f"{listed(scored)} {what}."
     for (target, key), part in probe[~holds(probe)].groupby(["target", "metric"], sort=False):
         worst = part.sort_values("rare_groups").iloc[-1]
         yield (
@@ -236,16 +243,24 @@ def _of_scores(study: Study) -> Iterator[str]:
         yield f"{target}: {len(part)} scores of {label} are not finite."
 
 
+def _of_sizes(study: Study) -> Iterator[str]:
+    for target in study.targets:
+        rises = [
+            f"{run.label} +{gain.gain:.3f} at layer {name_layer(gain.layer)} from {gain.before:,} to {gain.after:,} "
+            f"images ({gain.rising} of {gain.layers} layers rose by more than {STILL_GAINS})"
+            for run in study.runs
+            for gain in run.gains or []
+            if gain.target == target and gain.gain > STILL_GAINS
+        ]
+        if rises:
+            yield (
+                f"{target}: more training images would help. The last doubling of them raised the explained variance "
+                f"of those held out: {'; '.join(rises)}."
+            )
+
+
 def _of_runs(study: Study) -> Iterator[str]:
     for run in study.runs:
-        for gain in run.gains or []:
-            if gain.gain > STILL_GAINS:
-                yield (
-                    f"{gain.target}: with more training images {run.label} would score higher. From {gain.before:,} "
-                    f"to {gain.after:,} of them, the explained variance of images held out still rose by "
-                    f"{gain.gain:.3f} at layer {name_layer(gain.layer)}, and by more than {STILL_GAINS} at "
-                    f"{gain.rising} of {gain.layers} layers."
-                )
         kind = (run.settings.get("probe") or {}).get("kind")
         if run.gains is None and kind not in ("ridge", "pooled", None):
             yield (
@@ -284,5 +299,6 @@ def name_layer(layer: int) -> str:
     return "vision" if layer == -1 else str(layer)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Write names as a text does: `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

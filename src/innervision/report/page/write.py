@@ -21,7 +21,7 @@ from innervision.errors import InnerVisionError, printable, require
 from innervision.files import atomic_write
 from innervision.report.page.data import all_scores, page_data
 from innervision.report.page.explorer import explorer
-from innervision.report.page.findings import FLOORS, Finding, Standing, cautions, findings, headline, tell
+from innervision.report.page.findings import Finding, Standing, cautions, details, findings, headline, listed, tell
 from innervision.report.page.study import Studied, Study, read_study
 
 LARGEST = 8_000_000
@@ -37,7 +37,8 @@ def write_page(
     """Write the report of one or several scored runs as one HTML page.
 
     The first run is the one that is spoken of first, that others are compared with, and whose scores choose the images
-    of the explorer. Those need pictures that the runs have kept (see `innervision.engine.pictures`); no model is loaded.
+    of the explorer. Those need pictures that the runs have kept (see `innervision.engine.pictures`); no model is
+    loaded.
 
     Args:
         runs: folders of scored runs, seven at most.
@@ -70,7 +71,6 @@ def render(study: Study, images: int = IMAGES) -> str:
     environment = Environment(
         loader=PackageLoader("innervision.report", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["name_floor"] = lambda floor: FLOORS.get(floor, floor)
     template = environment.get_template("page.html.j2")
 
     def write(data: Mapping[str, Any]) -> str:
@@ -78,6 +78,7 @@ def render(study: Study, images: int = IMAGES) -> str:
             version=__version__,
             plotly_version=plotly.__version__,
             labels=[run.label for run in study.runs],
+            title=f"What {listed([run.label for run in study.runs])} {'see' if len(study.runs) > 1 else 'sees'}",
             headline=printable(headline(study, found)),
             cards=[_card(finding) for finding in found],
             cautions=cautions(study, found),
@@ -157,7 +158,7 @@ def _bar(finding: Finding, standing: Standing, place: Any) -> dict[str, Any]:
         "width": round(ends[1] - ends[0], 2) if ends else None,
         "floor": place(standing.floor[1]) if standing.floor else None,
         "ceiling": place(standing.ceiling) if standing.ceiling is not None else None,
-        "layers": f"{standing.clear} of {standing.layers} layers are above every floor",
+        "more": printable(details(finding, standing)),
     }
 
 
