@@ -17,12 +17,14 @@ from innervision.run_commands import (
     Plot,
     Pull,
     Push,
+    Report,
     Show,
     compare,
     picture,
     plot,
     pull,
     push,
+    report,
     show_runs,
 )
 from innervision.targets import parse_targets
@@ -66,6 +68,7 @@ def commands() -> dict[str, Command]:
         "plot": Command(plot, Plot),
         "picture": Command(picture, Picture),
         "compare": Command(compare, Compare),
+        "report": Command(report, Report),
         "push": Command(push, Push),
         "pull": Command(pull, Pull),
         "data coco": Command(data_coco, Coco),

@@ -159,6 +159,48 @@ def _drawable(experts: Mapping[str, Any], asked: str | None) -> list[str]:
 
 
 @dataclass
+class Report:
+    """What the page is made of."""
+
+    runs: list[str]
+    """Scored runs, each its folder or hf:USER/REPO; the others are compared with the first."""
+    _: KW_ONLY
+    out: str
+    """The page, such as study.html."""
+    data: str | None = None
+    """Make the pictures of the explorer that the runs do not have yet, of images that they were scored on: the same as
+    --data of evaluate, for all tasks, or TASK=PATH for each, separated by commas: depth=da2k,seg=coco,gen=coco. Loads
+    the models."""
+    images: int = 12
+    """In the explorer, shared out among the targets."""
+    device: str | None = None
+    """For the pictures; by default the accelerator, where there is one."""
+    trust_remote_code: bool = False
+    """Run model code that comes with an MLLM's checkpoint. Only for sources that you trust."""
+
+
+def report(call: Report) -> None:
+    """Write one HTML page about one or several runs: findings, curves, differences, images, tables."""
+    from innervision.engine.run import RunFolder
+    from innervision.hub.fetch import locate_own_run, locate_run
+    from innervision.report.page.write import check_out, write_page
+
+    require(call.images >= 0, f"images must not be negative, as {call.images} is")
+    check_out(call.out)
+    if call.data:
+        runs = [locate_own_run(run) for run in call.runs]
+        for run in runs:
+            settings = RunFolder(run).trained_settings()
+            tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
+        from innervision.report.page.pictures import make_pictures
+
+        make_pictures(runs, call.data, call.images, device=call.device, trust_remote_code=call.trust_remote_code)
+    else:
+        runs = [locate_run(run) for run in call.runs]
+    show(write_page(runs, call.out, images=call.images))
+
+
+@dataclass
 class Push:
     """What is published, and where."""
 

@@ -1,8 +1,9 @@
-"""What the experts' heads make of every layer's prediction for one image: to look at, not to score."""
+"""What the experts' heads make of every layer's prediction for single images: to look at, not to score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -35,10 +36,15 @@ class Decoded:
         return [*self.layers.values(), self.expert, *([] if self.mean is None else [self.mean])]
 
 
+def decode_layers(path: str | Path, image: Image, **options: Any) -> dict[str, Decoded]:
+    """Decode what a run's probes predict of one image, by target; for the options and errors see `decode_images`."""
+    return next(decode_images(path, [image], **options))
+
+
 @torch.no_grad()
-def decode_layers(
+def decode_images(
     path: str | Path,
-    image: Image,
+    images: Iterable[Image],
     *,
     mllm: MLLM | None = None,
     targets: Sequence[Target] | None = None,
@@ -46,15 +52,15 @@ def decode_layers(
     device: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
-) -> dict[str, Decoded]:
-    """Let an image pass through a run's MLLM and decode what its probes predict, by target.
+) -> Iterator[dict[str, Decoded]]:
+    """Let images pass through a run's MLLM, one by one, and decode what its probes predict, by target.
 
-    The predictions are those that the task of the target's kind scores: the MLLM sees the image once for each target,
-    since the protocol may give each task inputs of its own.
+    The predictions are those that the task of the target's kind scores: the MLLM sees an image once for each target,
+    since the protocol may give each task inputs of its own. Models are loaded once for all images.
 
     Args:
         path: of the run's folder.
-        image: RGB.
+        images: RGB.
         mllm: instead of the one that the run names.
         targets: instead of those that the run names; with their heads.
         only: names of the targets to decode; by default all.
@@ -77,18 +83,20 @@ def decode_layers(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    found = {}
-    for target in models.targets:
-        session = Session(settings, models.mllm, [target], script=target.kind)
-        bank = ProbeBank.load(run.probes(target.name))
-        bank.check(session.mllm, target)
-        with memory_errors("choose another device, such as cpu"):
+    sessions: dict[str, Session] = {}
+    banks: dict[str, ProbeBank] = {}
+    with memory_errors("choose another device, such as cpu"):
+        for target in models.targets:
+            session = sessions[target.name] = Session(settings, models.mllm, [target], script=target.kind)
+            bank = banks[target.name] = ProbeBank.load(run.probes(target.name))
+            bank.check(session.mllm, target)
             session.place(bank).eval()
-            found[target.name] = _decode(session, target, bank, image, seed)
-    return found
+        for image in images:
+            yield {name: _decode(sessions[name], bank, image, seed) for name, bank in banks.items()}
 
 
-def _decode(session: Session, target: Target, bank: ProbeBank, image: Image, seed: int) -> Decoded:
+def _decode(session: Session, bank: ProbeBank, image: Image, seed: int) -> Decoded:
+    [target] = session.targets
     inputs, pixels = session.prepare(image)
     context = target.context(pixels[target.name])
     device = context.features.device

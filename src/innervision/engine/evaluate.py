@@ -254,6 +254,7 @@ def _finish(plan: _Plan) -> None:
         "bad_images": plan.bad.reasons,
         "metrics": {metric.key: asdict(metric) for metric in plan.evaluation.metrics},
         "setup": plan.session.setup(),
+        "settings": asdict(plan.evaluation.settings),
         **plan.evaluation.facts(),
     }
     plan.table.finish(len(plan.order), facts, plan.evaluation.conclude)

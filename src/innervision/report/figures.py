@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from innervision.errors import InnerVisionError, printable
 from innervision.files import atomic_write
 from innervision.metrics.registry import METRICS, Metric, find_metric
-from innervision.report.files import evaluations_of, read_facts, read_scores, read_settings, run_protocol
+from innervision.report.files import Facts, evaluations_of, read_facts, read_scores, read_settings, run_protocol
 from innervision.report.tables import holds, in_order, summarize
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -123,7 +123,7 @@ def curves_figure(
         InnerVisionError: a run or its scores are missing, a run has no scores of a metric, there are more
             than seven lines, or not as many labels as runs.
     """
-    read = [_read_run(run) for run in runs]
+    read = [read_run(run) for run in runs]
     curves = _make_curves(read, name_runs([run.path for run in read], labels))
     asked = [metric] if isinstance(metric, str) else metric
     rows = _similarity_rows(read, asked) + ([] if asked else _task_rows(read))
@@ -159,7 +159,7 @@ class Curve:
     label: str
     color: str
     summary: pd.DataFrame
-    """As `summarize` gives it, by one rule for each metric and target."""
+    """As `summarize` gives it, by one rule for each metric and target, without groups."""
 
     def rows(self, target: str, metric: str, source: str) -> pd.DataFrame:
         """Give the rows by layer; for a source without layers, its one row."""
@@ -169,47 +169,64 @@ class Curve:
 
 
 @dataclass
-class _Run:
+class ScoredRun:
     """All scores of a run."""
 
     path: Path
     protocol: str
     summary: pd.DataFrame
-    """Of all evaluations, in their order and that of the targets in them; a column names the evaluation."""
+    """Of all evaluations, in their order and that of the targets in them, groups included; a column names the
+    evaluation."""
     metrics: dict[str, Metric]
     """Those that tasks brought."""
+    facts: dict[str, Facts]
+    """What is written beside the table of each evaluation."""
 
 
-def _read_run(path: str | Path) -> _Run:
+def read_run(path: str | Path) -> ScoredRun:
+    """Read and average all that a run was scored by.
+
+    Raises:
+        InnerVisionError: there is no such run, it has not been evaluated, or a table cannot be read.
+    """
     parts: list[pd.DataFrame] = []
     metrics: dict[str, Metric] = {}
-    protocols: list[str] = []
-    for evaluation in evaluations_of(path):
-        scores, facts = read_scores(path, evaluation), read_facts(path, evaluation)
-        metrics |= facts.metrics
-        protocols.append(run_protocol(path, facts))
-        summary = summarize(scores, facts.metrics)
-        summary = summary[summary["group"].isna()].assign(evaluation=evaluation)
+    facts = {evaluation: read_facts(path, evaluation) for evaluation in evaluations_of(path)}
+    for evaluation, known in facts.items():
+        scores = read_scores(path, evaluation)
+        metrics |= known.metrics
+        summary = summarize(scores, known.metrics).assign(evaluation=evaluation)
         parts += [summary[summary["target"] == target] for target in scores["target"].unique()]
-    return _Run(Path(path), protocols[0], pd.concat(parts, ignore_index=True), metrics)
+    protocol = run_protocol(path, next(iter(facts.values())))
+    return ScoredRun(Path(path), protocol, pd.concat(parts, ignore_index=True), metrics, facts)
 
 
-def _make_curves(runs: Sequence[_Run], labels: Sequence[str]) -> list[Curve]:
-    """Give a curve for each run, scored by the rule of the one protocol that all are of, or by the standard one."""
-    if len(runs) > len(COLORS):
-        raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
+def scored_alike(runs: Sequence[ScoredRun]) -> list[pd.DataFrame]:
+    """Give each run's scores by the rule of the one protocol that all are of, or by the standard one.
+
+    What has no score by that rule is given by the other.
+    """
     protocols = {run.protocol for run in runs}
     rule = protocols.pop() if len(protocols) == 1 else "standard"
-    curves = []
-    for run, label, color in zip(runs, labels, COLORS, strict=False):
-        name = label if run.protocol == "standard" else f"{label}, {run.protocol} protocol"
+    alike = []
+    for run in runs:
         by_rule = run.summary["protocol"] == rule
         has = by_rule.groupby([run.summary["target"], run.summary["metric"]]).transform("any")
-        curves.append(Curve(_plain(name), color, run.summary[by_rule | ~has]))
+        alike.append(run.summary[by_rule | ~has])
+    return alike
+
+
+def _make_curves(runs: Sequence[ScoredRun], labels: Sequence[str]) -> list[Curve]:
+    if len(runs) > len(COLORS):
+        raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
+    curves = []
+    for run, scores, label, color in zip(runs, scored_alike(runs), labels, COLORS, strict=False):
+        name = label if run.protocol == "standard" else f"{label}, {run.protocol} protocol"
+        curves.append(Curve(_plain(name), color, scores[scores["group"].isna()]))
     return curves
 
 
-def _similarity_rows(runs: Sequence[_Run], metrics: Sequence[str] | None) -> list[dict[str, str]]:
+def _similarity_rows(runs: Sequence[ScoredRun], metrics: Sequence[str] | None) -> list[dict[str, str]]:
     """Give a row of panels, by target its metric, for each metric asked for; else for the main ones of similarity."""
     for run in runs:
         known = in_order(run.summary["metric"], [*METRICS, *run.metrics])
@@ -224,7 +241,7 @@ def _similarity_rows(runs: Sequence[_Run], metrics: Sequence[str] | None) -> lis
     return [dict.fromkeys(summary[summary["metric"] == key]["target"].unique(), key) for key in metrics]
 
 
-def _task_rows(runs: Sequence[_Run]) -> list[dict[str, str]]:
+def _task_rows(runs: Sequence[ScoredRun]) -> list[dict[str, str]]:
     """Give rows of panels with the main metrics of the tasks of each target; runs may have different ones."""
     main: dict[str, list[str]] = {}
     for run in runs:
@@ -243,7 +260,7 @@ def _plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _metric(runs: Sequence[_Run], key: str) -> Metric:
+def _metric(runs: Sequence[ScoredRun], key: str) -> Metric:
     return find_metric(key, {word: metric for run in runs for word, metric in run.metrics.items()})
 
 

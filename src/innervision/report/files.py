@@ -16,6 +16,10 @@ from innervision.metrics.registry import Metric
 COLUMNS = ["image", "target", "layer", "source", "metric", "protocol", "value"]
 
 
+_PARTS = ("plan", "images", "metrics", "setup", "settings", "bad_images")
+"""Of the file beside a table, each an object of JSON."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What RUN/scores/NAME.json says of the table beside it. Tables of older versions lack parts of it."""
@@ -28,6 +32,10 @@ class Facts:
     """Those that the task brought, by key."""
     setup: Mapping[str, Any] = field(default_factory=dict)
     """Devices, number types, processors and versions of packages."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the evaluation, as they were given."""
+    bad_images: Mapping[str, Any] = field(default_factory=dict)
+    """Images that were left out, and why."""
     features: Any = None
     """Which model's features images were compared in."""
 
@@ -101,7 +109,7 @@ def read_facts(run: str | Path, evaluation: str) -> Facts:
         content = read_json(path)
         if not isinstance(content, dict):
             raise TypeError("it is no JSON object")
-        parts = {name: content.get(name) or {} for name in ("plan", "images", "metrics", "setup")}
+        parts = {name: content.get(name) or {} for name in _PARTS}
         for name, part in parts.items():
             if not isinstance(part, dict):
                 raise TypeError(f"{name} holds no names")

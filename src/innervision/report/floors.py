@@ -1,0 +1,62 @@
+"""How far each layer of a run lies above the floors: paired over the images, as two runs are compared."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import pandas as pd
+
+from innervision.metrics.registry import Metric, find_metric
+from innervision.report.jackknife import SERIES, Series, difference, jackknife
+
+COLUMNS = [*SERIES, "floor", "layer", "images", "mean", "low", "high"]
+
+
+def above_floors(scores: pd.DataFrame, metrics: Mapping[str, Metric] | None = None) -> pd.DataFrame:
+    """Give the paired difference, probe less floor, for every layer and every floor that says something of the metric.
+
+    What makes an image easy or hard for both cancels. A layer clears a floor where the 95% interval of the difference
+    leaves out 0 on the better side.
+
+    Args:
+        scores: as `read_scores` gives them.
+        metrics: those that a task brought.
+
+    Returns:
+        The columns of `COLUMNS`: `floor` names its source; a null layer is the average over the decoder layers; `mean`,
+        `low` and `high` are of the difference. Floors over other images than the probe's are left out.
+    """
+    whole = scores if "group" not in scores else scores[_scores_layers(scores)]
+    found: dict[tuple[str, ...], dict[str, Series]] = {}
+    for series in jackknife(whole):
+        target, source, metric, protocol = (str(each) for each in series.rows[SERIES].iloc[0])
+        found.setdefault((target, metric, protocol), {})[source] = series
+    parts = [part for (_, key, _), sources in found.items() for part in _compare(find_metric(key, metrics), sources)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+
+
+def _scores_layers(scores: pd.DataFrame) -> pd.Series:
+    """Tell which rows the score of a layer is made of: those without a group, or all where all have one."""
+    ungrouped = scores["group"].isna()
+    return ungrouped | ~ungrouped.groupby([scores[name] for name in SERIES], observed=True).transform("any")
+
+
+def _compare(metric: Metric, sources: Mapping[str, Series]) -> Iterator[pd.DataFrame]:
+    probe = sources.get("probe")
+    for floor in metric.floors:
+        other = sources.get(floor)
+        if probe is None or other is None or probe.images != other.images:
+            continue
+        if other.rows["layer"].isna().all():
+            other = _at_every_layer(other, probe)
+        ungrouped = replace(other, rows=other.rows.assign(source="probe"))
+        rows = difference(probe, ungrouped, share=metric.share)
+        yield rows[rows["group"].isna()].assign(floor=floor)[COLUMNS]
+
+
+def _at_every_layer(floor: Series, probe: Series) -> Series:
+    """Repeat the score of a source without layers, for all layers and groups of the probe's."""
+    [row] = floor.rows.index[floor.rows["group"].isna()]
+    layers = probe.rows.loc[probe.rows["group"].isna(), "layer"]
+    repeated = [row] * len(layers)
+    rows = floor.rows.loc[repeated].reset_index(drop=True).assign(layer=layers.array)
+    return Series(rows, floor.score[repeated], floor.changes[:, repeated], floor.images)

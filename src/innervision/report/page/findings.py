@@ -1,0 +1,304 @@
+"""What was found, in sentences made from the tables by rule, and what speaks against it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from innervision.engine.solver import STILL_GAINS
+from innervision.errors import few, printable
+from innervision.metrics.interval import FEWEST
+from innervision.metrics.registry import Metric
+from innervision.report.compare import Compared
+from innervision.report.page.study import Studied, Study
+from innervision.report.tables import holds
+
+FLOORS = {
+    "shuffled": "the prediction for another image",
+    "blank": "the prediction for a grey image",
+    "mean": "the mean feature",
+    "zero": "a feature of zeros",
+}
+"""What a sentence calls a floor."""
+
+WIDE = 100
+"""Below so many images, a page warns that intervals are wide."""
+
+
+class Standing(NamedTuple):
+    """Where one run stands between floor and ceiling, by one metric."""
+
+    label: str
+    number: int
+    """Of the run in the study."""
+    score: Any
+    """The row of `summarize` that speaks for the run: the average over its decoder layers, else its best layer."""
+    best: Any
+    """The row of the best layer."""
+    floor: tuple[str, float] | None
+    """The highest floor: its source and score."""
+    ceiling: float | None
+    below: list[str]
+    """Floors that the score does not clear: the interval of the paired difference does not leave out 0."""
+    known: bool
+    """Whether there are floors, and intervals of the differences to them."""
+    clear: int
+    """Layers that clear every floor."""
+    layers: int
+
+    @property
+    def verdict(self) -> str:
+        """Say in a few words whether the score means anything."""
+        if not self.known:
+            return "no verdict: too few images" if self.floor else "no floor to compare with"
+        return "does not beat every floor" if self.below else "beats every floor"
+
+
+@dataclass
+class Finding:
+    """What was found of one target by one metric."""
+
+    target: str
+    key: str
+    metric: Metric
+    standings: list[Standing]
+    differences: list[str]
+    """Sentences: how the first run compares with each other one."""
+
+
+def findings(study: Study) -> list[Finding]:
+    """Say where each run stands, by the metrics that speak for each target; see `Study.headlines`."""
+    return [
+        Finding(target, key, study.metric(key), standings, list(_tell_differences(study, target, key)))
+        for target in study.targets
+        for key in study.headlines(target)
+        if (standings := [each for n, run in enumerate(study.runs) if (each := _stand(study, run, n, target, key))])
+    ]
+
+
+def _stand(study: Study, run: Studied, number: int, target: str, key: str) -> Standing | None:
+    metric = study.metric(key)
+    rows = run.scores[run.scores[["target", "metric"]].eq([target, key]).all(axis=1) & run.scores["group"].isna()]
+    probe = rows[rows["source"] == "probe"]
+    of_layers = probe[probe["layer"].notna()]
+    if of_layers.empty:
+        return None
+    better = 1 if metric.higher_is_better else -1
+    best = max(of_layers.itertuples(index=False), key=lambda row: _rank(better * row.mean))
+    average = next(probe[probe["layer"].isna()].itertuples(index=False), None)
+    score = best if average is None else average
+    at = rows["layer"].isna() if average is not None else rows["layer"].isna() | (rows["layer"] == best.layer)
+    levels = {row.source: row.mean for row in rows[at].itertuples(index=False) if row.source != "probe"}
+    floors = {source: level for source, level in levels.items() if source in metric.floors and np.isfinite(level)}
+    highest = max(floors.items(), key=lambda floor: better * floor[1], default=None)
+    above = run.floors[run.floors[["target", "metric"]].eq([target, key]).all(axis=1)]
+    above = above.assign(cleared=(above["low"] > 0) if better > 0 else (above["high"] < 0))
+    mine = above[above["layer"].isna() if average is not None else above["layer"] == best.layer]
+    by_layer = above[above["layer"].notna()].groupby("layer")["cleared"].all()
+    known = bool(len(mine)) and bool(mine["low"].notna().all())
+    below = [floor for floor in metric.floors if known and floor in set(mine.loc[~mine["cleared"], "floor"])]
+    ceiling = levels.get("expert", 1.0 if _perfect(key) else None)
+    return Standing(run.label, number, score, best, highest, ceiling, below, known, int(by_layer.sum()), len(of_layers))
+
+
+def _rank(value: float) -> float:
+    return value if np.isfinite(value) else -np.inf
+
+
+def _perfect(key: str) -> bool:
+    """Tell of which metrics 1 is what the expert's own features score: those of similarity."""
+    return key in ("cosine", "token_cosine", "centred_cosine", "explained_variance")
+
+
+def _tell_differences(study: Study, target: str, key: str) -> Iterator[str]:
+    first, metric = study.runs[0], study.metric(key)
+    for other, run in enumerate(study.runs[1:], 1):
+        found = study.pairs[0, other]
+        if not isinstance(found, Compared):
+            continue
+        row = _average_difference(found, first, target, key)
+        if row is None:
+            continue
+        shown = f"{_signed(metric, row.mean)} {_interval(metric, row, signed=True)}"
+        if np.isnan(row.low):
+            verdict = f"cannot be judged: fewer than {FEWEST} images"
+        elif row.low > 0 or row.high < 0:
+            better = (row.mean > 0) == metric.higher_is_better
+            verdict = f"{first.label} is {'better' if better else 'worse'}"
+        else:
+            verdict = "the two cannot be told apart"
+        yield f"{first.label} less {run.label}: {shown}, {verdict}"
+
+
+def _average_difference(found: Compared, first: Studied, target: str, key: str) -> Any:
+    rows = found.differences
+    rules = set(first.scores.loc[first.scores[["target", "metric"]].eq([target, key]).all(axis=1), "protocol"])
+    wanted = rows[["target", "metric"]].eq([target, key]).all(axis=1) & rows["protocol"].isin(rules)
+    rows = rows[wanted & rows["group"].isna() & rows["layer"].isna()]
+    return next(rows.itertuples(index=False), None)
+
+
+def _signed(metric: Metric, value: float) -> str:
+    text = metric.format(value)
+    return text if text.startswith("-") or not float(text.replace(",", "") or 0) else f"+{text}"
+
+
+def _interval(metric: Metric, row: Any, *, signed: bool = False) -> str:
+    if np.isnan(row.low):
+        return "[no interval]"
+    write = _signed if signed else Metric.format
+    return f"[{write(metric, row.low)}, {write(metric, row.high)}]"
+
+
+def tell(finding: Finding, standing: Standing) -> str:
+    """Say in words where a run stands: score with interval, and `details`."""
+    metric, score = finding.metric, standing.score
+    where = f"at layer {name_layer(score.layer)}" if score.layer is not pd.NA else "on average over the decoder layers"
+    numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
+    return f"{standing.label}: {numbers} {where}. {details(finding, standing)}"
+
+
+def details(finding: Finding, standing: Standing) -> str:
+    """Say what belongs to a score: n, the best layer, floor, ceiling, and how many layers beat every floor."""
+    write, score = finding.metric.format, standing.score
+    parts = [f"n = {score.images:,} images"]
+    if score.layer is pd.NA:
+        parts.append(f"Best at layer {name_layer(standing.best.layer)}: {write(standing.best.mean)}")
+    if standing.floor:
+        source, level = standing.floor
+        parts.append(f"Floor {write(level)}: {FLOORS.get(source, source)}")
+    if standing.ceiling is not None:
+        parts.append(f"Ceiling {write(standing.ceiling)}")
+    if standing.known:
+        parts.append(f"{standing.clear} of {standing.layers} layers beat every floor")
+    return f"{'. '.join(parts)}."
+
+
+def headline(study: Study, found: list[Finding]) -> str:
+    """Say in one sentence what was measured and what came out for the first run."""
+    labels = listed([run.label for run in study.runs])
+    kinds = {str((run.settings.get("probe") or {}).get("kind", "")) for run in study.runs}
+    probes = f"{kinds.pop()} probes".strip() if len(kinds) == 1 else "probes"
+    parts, averaged = [], True
+    for target in study.targets:
+        finding = next((each for each in found if each.target == target), None)
+        standing = finding and next((each for each in finding.standings if each.number == 0), None)
+        if finding is None or standing is None:
+            continue
+        metric, score = finding.metric, standing.score
+        averaged &= score.layer is pd.NA
+        floor = f"floor {metric.format(standing.floor[1])}, " if standing.floor else ""
+        numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
+        parts.append(f"{numbers} for {target} ({floor}n = {score.images:,})")
+    where = "on average over the decoder layers" if averaged else "from the decoder layers"
+    return (
+        f"What frozen vision experts make of held-out images, predicted by {probes} from the layers of {labels}: "
+        f"{where} of {study.runs[0].label} with {listed(parts)}."
+    )
+
+
+def cautions(study: Study, found: list[Finding]) -> list[str]:
+    """Say what speaks against the findings."""
+    parts = [*_of_findings(found), *_of_scores(study), *_of_sizes(study), *_of_runs(study), *_of_pairs(study)]
+    return [printable(text) for text in parts]
+
+
+def _of_findings(found: list[Finding]) -> Iterator[str]:
+    for finding in found:
+        for standing in finding.standings:
+            if standing.below:
+                names = listed([FLOORS.get(floor, floor) for floor in standing.below])
+                yield (
+                    f"{finding.target}, {finding.metric.name}: {standing.label} does not beat {names}; what it scores "
+                    "may have nothing to do with what its layers hold."
+                )
+            elif standing.known and standing.clear < standing.layers:
+                yield (
+                    f"{finding.target}, {finding.metric.name}: {standing.layers - standing.clear} of "
+                    f"{standing.layers} layers of {standing.label} do not beat every floor."
+                )
+
+
+def _of_scores(study: Study) -> Iterator[str]:
+    rows = pd.concat([run.scores[run.scores["group"].isna()].assign(run=run.label) for run in study.runs])
+    probe = rows[rows["source"] == "probe"]
+    most = probe.groupby("evaluation", sort=False)["images"].max()
+    for bound, what in (
+        (FEWEST, f"are too few for intervals, which need {FEWEST}"),
+        (WIDE, "are few: intervals are wide, and scores within one another’s interval are not known to differ"),
+    ):
+        scored = [f"{count:,} images ({evaluation})" for evaluation, count in most.items() if count < bound]
+        most = most[most >= bound]
+        if scored:
+            yield f"{listed(scored)} {what}."
+    for (target, key), part in probe[~holds(probe)].groupby(["target", "metric"], sort=False):
+        worst = part.sort_values("rare_groups").iloc[-1]
+        yield (
+            f"{target}, {study.metric(key).name}: {worst.rare_groups} of {worst.groups} classes are in fewer than "
+            f"{FEWEST} images, so its intervals do not hold."
+        )
+    for (label, target), part in probe[~np.isfinite(probe["mean"])].groupby(["run", "target"], sort=False):
+        yield f"{target}: {len(part)} scores of {label} are not finite."
+
+
+def _of_sizes(study: Study) -> Iterator[str]:
+    for target in study.targets:
+        rises = [
+            f"{run.label} +{gain.gain:.3f} at layer {name_layer(gain.layer)} from {gain.before:,} to {gain.after:,} "
+            f"images ({gain.rising} of {gain.layers} layers rose by more than {STILL_GAINS})"
+            for run in study.runs
+            for gain in run.gains or []
+            if gain.target == target and gain.gain > STILL_GAINS
+        ]
+        if rises:
+            yield (
+                f"{target}: more training images would help. The last doubling of them raised the explained variance "
+                f"of those held out: {'; '.join(rises)}."
+            )
+
+
+def _of_runs(study: Study) -> Iterator[str]:
+    for run in study.runs:
+        kind = (run.settings.get("probe") or {}).get("kind")
+        if run.gains is None and kind not in ("ridge", "pooled", None):
+            yield (
+                f"The probes of {run.label} ({kind}) are trained: a low score may be that of their training, and "
+                "another seed gives another score, which no interval here holds."
+            )
+        trained_on = (run.record.get("images") or {}).get("files")
+        for name, facts in run.scored.facts.items():
+            if trained_on and facts.plan.get("files") == trained_on:
+                yield f"{name}: {run.label} was scored on the images that its probes were trained on."
+            if lost := len(facts.bad_images):
+                yield f"{name}: {lost:,} images were left out of the scores of {run.label} ({few(facts.bad_images)})."
+        if run.bad_images:
+            yield f"Training {run.label} left out {len(run.bad_images):,} images ({few(run.bad_images)})."
+        if run.scored.protocol != "standard":
+            yield f"{run.label} follows the protocol {run.scored.protocol}, which repeats faults of the original code."
+    if all(run.settings.get("random_weights", "none") == "none" for run in study.runs):
+        yield (
+            "None of these runs is a control with random weights (--random-weights): what a network scores that has "
+            "learnt nothing is not shown."
+        )
+
+
+def _of_pairs(study: Study) -> Iterator[str]:
+    for (one, other), found in study.pairs.items():
+        names = f"{study.runs[one].label} and {study.runs[other].label}"
+        if isinstance(found, str):
+            yield f"{names} are not compared: {found}."
+            continue
+        yield from (f"{names}, not compared: {line}." for line in found.left_out)
+        yield from (f"{names}: {line}." for line in found.notes)
+
+
+def name_layer(layer: int) -> str:
+    """Name a layer as the page does: `vision`, `0`, `1` …"""
+    return "vision" if layer == -1 else str(layer)
+
+
+def listed(names: list[str]) -> str:
+    """Write names as a text does: `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
