@@ -73,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distilling", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/distilling"))
     parser.add_argument("--seeds", type=int, default=3, help="trainings of tuned and distilled")
-    parser.add_argument("--train", type=int, default=1000, help="scenes for the probes")
-    parser.add_argument("--val", type=int, default=200, help="held-out scenes")
+    parser.add_argument("--train", type=int, default=800, help="scenes for the probes")
+    parser.add_argument("--val", type=int, default=128, help="held-out scenes")
     options = parser.parse_args()
 
     scenes = options.out / "scenes"
