@@ -32,7 +32,7 @@ class Part(NamedTuple):
         train(out: Path, scenes: Scenes, seed: int, *, effort: float, progress: bool) -> None
             Saves each of the part's models to a folder of its name in `out`. `effort` is the share of the full
             training's steps to do. What an interrupted call left in `out` may be used; what is no model of
-            the part is deleted in the end.
+            the part is deleted in the end. The models of the parts before stand in the folder above `out`.
         measure(models: Path, *, progress: bool) -> list[tools.world.card.Section]
             Measures the part's models in the folder `models` on held-out scenes.
     """
@@ -48,7 +48,7 @@ PARTS: dict[str, Part] = {
     "depth": Part("train_depth", ("depth",)),
     "seg": Part("train_seg", ("seg",)),
     "gen": Part("train_gen", ("gen",)),
-    "mllm": Part("train_mllm", ("untrained", "early", "tuned")),
+    "mllm": Part("train_mllm", ("untrained", "early", "tuned", "distilled")),
 }
 """Name -> part, in the order of training; a part may use the models of those before it in the same folder."""
 

@@ -6,9 +6,11 @@ far they have come:
     untrained    the trained vision tower; projector and language model have fresh weights
     early        captions have begun to be learnt
     tuned        the end
+    distilled    the end, where the experts' features were learnt as well, at layers known (`tools.world.distill`)
 
 The stages: the tower learns what is to be seen in every patch, the language model learns captions without images,
-the projector alone learns to join the two, and then everything learns captions together.
+the projector alone learns to join the two, and then everything learns captions together. The last two stages are done
+twice, from the same weights and over the same scenes in the same order: for `tuned` and for `distilled`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,24 +21,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers as hf
-from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_model
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from tools.world.captions import naming
 from tools.world.card import Figure, Section
+from tools.world.distill import LOSSES, DistillingLesson, EmbeddingLoss, expert_features
+from tools.world.lessons import PATCH, PROMPTS, WIDTH, CaptionLesson, PatchLesson, ask
 from tools.world.training import SIZE, Scenes, optimize, save_half
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from innervision.files import atomic_write
 from innervision.world.dataset import FIRST_INDEX
-from innervision.world.scenes import CATEGORIES, COLOURS, TEXTURES, VOCABULARY, render
-
-PROMPTS = ("Describe the image in two lines.", "Describe the image.")
-"""What the models are asked in training; probes ask the first."""
+from innervision.world.scenes import VOCABULARY, render
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}: "
@@ -46,61 +45,101 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
-WIDTH, PATCH = 96, 14
 EARLY = 0.3
-"""Share of the last stage's steps after which `early` is kept."""
+"""Share of the steps of the captions' stage after which `early` is kept."""
+
+STAGES = ("tower", "language", "projector", "captions", "everything")
+"""In this order; the seed of a stage is that of the training and its number."""
 
 
 class Stage(NamedTuple):
     """What learns, from which loss, for how many steps of the full training, at which learning rate."""
 
-    learners: nn.Module
-    lesson: "PatchLesson | CaptionLesson"
+    learners: Sequence[nn.Module]
+    lesson: PatchLesson | CaptionLesson | DistillingLesson
     steps: int
     lr: float
 
 
-def train(out: Path, scenes: Scenes, seed: int, *, effort: float = 1.0, progress: bool = True) -> None:
-    """Grow the models and save them to folders in `out`; a stage that is finished there is not done again."""
+def train(
+    out: Path,
+    scenes: Scenes,
+    seed: int,
+    *,
+    effort: float = 1.0,
+    progress: bool = True,
+    experts: Path | None = None,
+    tower: Path | None = None,
+) -> None:
+    """Grow the models and save them to folders in `out`; a stage that is finished there is not done again.
+
+    Args:
+        out: folder of the models.
+        scenes: to learn from.
+        seed: of the weights and of the order of the scenes.
+        effort: share of the full training to do, for a try.
+        progress: show bars.
+        experts: folder of the experts to distil; by default that of `out`.
+        tower: file with the weights of a model whose vision tower is taken; by default one is trained.
+
+    Raises:
+        InnerVisionError: the folder lacks an expert to distil.
+    """
+    features = expert_features(experts or out.parent, scenes, out, progress=progress)
     processor = make_processor()
     torch.manual_seed(seed)
     model = make_model(processor)
     llava = model.model
+    projector, language = llava.multi_modal_projector, llava.language_model
     patches = PatchLesson(llava.vision_tower, scenes, processor)
     captions = CaptionLesson(model, scenes, processor)
-    stages = {
-        "tower": Stage(patches, patches, 2400, 2e-3),
-        "language": Stage(llava.language_model, CaptionLesson(model, scenes, processor, images=False), 200, 2e-3),
-        "projector": Stage(llava.multi_modal_projector, captions, 40, 2e-3),
-        # The tower waits: the first, large steps would wash out the shapes, which captions ask for late.
-        "captions": Stage(nn.ModuleList([llava.multi_modal_projector, llava.language_model]), captions, 700, 2e-3),
-        "everything": Stage(model, captions, 100, 3e-4),
-    }
+    embeddings = EmbeddingLoss(features, WIDTH)
+    weights = nn.ModuleList([model, embeddings])
 
     def keep(name: str) -> None:
         save_half(model, out / name)
         processor.save_pretrained(out / name)
 
-    for number, (name, stage) in enumerate(stages.items()):
-        steps = max(2, round(stage.steps * effort))
-        finished = out / f"{name}.safetensors"
+    def learn(name: str, stage: Stage, branch: str = "") -> None:
+        finished = out / f"{branch}{name}.safetensors"
         if not finished.exists():
+            number = STAGES.index(name)
             torch.manual_seed(seed + number)
-            model.requires_grad_(False)
-            stage.learners.requires_grad_(True)
+            weights.requires_grad_(False)
+            learners = nn.ModuleList(stage.learners).requires_grad_(True)
+            steps = max(2, round(stage.steps * effort))
             loss = _loss(stage.lesson, np.random.default_rng((seed, number)))
-            if name == "captions":
+            if finished.stem == "tuned-captions":
                 loss = _after(round(EARLY * steps), partial(keep, "early"), loss)
-            optimize(stage.learners, loss, steps, stage.lr, label=name, progress=progress)
+            optimize(learners, loss, steps, stage.lr, label=finished.stem, progress=progress)
             with atomic_write(finished) as path:
-                save_model(model, str(path))
-        load_model(model, finished)
-        if name == "tower":
-            keep("untrained")
-    keep("tuned")
+                save_model(weights, str(path))
+        load_model(weights, finished)
+
+    if tower is None:
+        learn("tower", Stage([patches], patches, 2400, 2e-3))
+    else:
+        load_tower(llava.vision_tower, tower)
+    keep("untrained")
+    learn("language", Stage([language], CaptionLesson(model, scenes, processor, images=False), 200, 2e-3))
+    learn("projector", Stage([projector], captions, 40, 2e-3))
+    ends = {"tuned": ([], captions), "distilled": ([embeddings], DistillingLesson(captions, embeddings))}
+    for name, (heads, lesson) in ends.items():
+        load_model(weights, out / "projector.safetensors")
+        # The tower waits: the first, large steps would wash out the shapes, which captions ask for late.
+        learn("captions", Stage([projector, language, *heads], lesson, 700, 2e-3), f"{name}-")
+        learn("everything", Stage([model, *heads], lesson, 100, 3e-4), f"{name}-")
+        keep(name)
 
 
-def _loss(lesson: "PatchLesson | CaptionLesson", rng: np.random.Generator) -> Callable[[int], Tensor]:
+def load_tower(module: nn.Module, path: Path) -> None:
+    """Give a vision tower the weights of that of a model of this kind, which was saved to a file."""
+    mark = "vision_tower."
+    saved = load_file(path)
+    module.load_state_dict({name.partition(mark)[2]: weight for name, weight in saved.items() if mark in name})
+
+
+def _loss(lesson: PatchLesson | CaptionLesson | DistillingLesson, rng: np.random.Generator) -> Callable[[int], Tensor]:
     return lambda step: lesson.loss(rng)
 
 
@@ -195,127 +234,6 @@ def make_model(processor: Any) -> hf.LlavaForConditionalGeneration:
     return model
 
 
-class PatchLesson(nn.Module):
-    """Category, colour and texture of what is at 2 × 2 points of every patch, read by a linear head."""
-
-    POINTS = 2
-    SPLIT = (len(CATEGORIES), 1 + len(COLOURS), 1 + len(TEXTURES))  # 0 = not on an object, but for categories
-    WEIGHTS = (1.0, 0.5, 0.2)
-    BATCH = 48
-
-    def __init__(self, tower: nn.Module, scenes: Scenes, processor: Any) -> None:
-        super().__init__()
-        self.tower = tower
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, self.POINTS**2 * sum(self.SPLIT))
-        self.scenes, self.processor = scenes, processor
-        self.facts = np.zeros((len(scenes), 2, 256), np.uint8)  # scene, colour or texture, segment
-        for i, objects in enumerate(scenes.objects):
-            for item in objects:
-                if item["segment_id"]:
-                    self.facts[i, 0, item["segment_id"]] = 1 + list(COLOURS).index(item["colour"])
-                    self.facts[i, 1, item["segment_id"]] = 1 + TEXTURES.index(item["texture"])
-
-    def loss(self, rng: np.random.Generator) -> Tensor:
-        """Cross-entropy on random scenes, half of them mirrored; points on objects count three times."""
-        chosen = np.sort(rng.choice(len(self.scenes), min(self.BATCH, len(self.scenes)), replace=False))
-        images, labels = pixels(self.scenes.images[chosen], self.processor), self.labels(chosen)
-        mirrored = torch.from_numpy(rng.random(len(chosen)) < 0.5)
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        labels = torch.where(mirrored[:, None, None, None], labels.flip(-1), labels)
-        side = SIZE // PATCH
-        labels = labels.unflatten(3, (side, self.POINTS)).unflatten(2, (side, self.POINTS))  # (B, 3, s, p, s, p)
-        labels = labels.permute(1, 0, 2, 4, 3, 5).flatten(1)  # (3, B · s · s · p · p)
-        states = self.tower(pixel_values=images).last_hidden_state[:, 1:]
-        scores = self.head(self.norm(states)).view(-1, sum(self.SPLIT)).split(self.SPLIT, dim=1)
-        importance = torch.where(labels[1] > 0, 1.0, 1 / 3)
-        losses = [F.cross_entropy(score, label, reduction="none") for score, label in zip(scores, labels, strict=True)]
-        means = torch.stack([(importance * each).sum() for each in losses]) / importance.sum()  # (3,)
-        return means @ torch.tensor(self.WEIGHTS)
-
-    def labels(self, chosen: NDArray[np.int64]) -> Tensor:
-        """Give category, colour and texture at the points: (B, 3, points, points) int64."""
-        step = PATCH // self.POINTS
-        segments = self.scenes.panoptic[chosen, step // 2 :: step, step // 2 :: step]
-        categories = self.scenes.semantic[chosen, step // 2 :: step, step // 2 :: step]
-        facts = [self.facts[chosen, k][np.arange(len(chosen))[:, None, None], segments] for k in (0, 1)]
-        return torch.from_numpy(np.stack([categories, *facts], axis=1).astype(np.int64))
-
-
-class CaptionLesson:
-    """The captions of a scene as answers to a prompt, in one sequence, so that the image is read once for all.
-
-    Each caption sees the prompt and itself, at the places that it would have alone.
-    """
-
-    BATCH, CAPTIONS = 16, 3
-
-    def __init__(self, model: Any, scenes: Scenes, processor: Any, *, images: bool = True) -> None:
-        self.model, self.scenes, self.processor, self.images = model, scenes, processor, images
-        blank = Image.new("RGB", (SIZE, SIZE))
-        start = processor.tokenizer.bos_token_id
-        self.prompts = [
-            processor(images=blank, text=ask(processor, prompt))["input_ids"][0] if images else [start]
-            for prompt in PROMPTS
-        ]
-        ends = processor.tokenizer.eos_token
-        self.answers = [
-            processor.tokenizer([f" {caption}{ends}" for caption in captions], add_special_tokens=False)["input_ids"]
-            for captions in scenes.captions
-        ]
-
-    def loss(self, rng: np.random.Generator) -> Tensor:
-        """Cross-entropy of the captions' tokens, for random captions of random scenes."""
-        chosen = np.sort(rng.choice(len(self.scenes), min(self.BATCH, len(self.scenes)), replace=False))
-        prompt = self.prompts[int(rng.integers(len(self.prompts)))]
-        rows = [[self.answers[i][k] for k in rng.permutation(len(self.answers[i]))[: self.CAPTIONS]] for i in chosen]
-        inputs = pack(prompt, rows)
-        if self.images:
-            inputs["pixel_values"] = pixels(self.scenes.images[chosen], self.processor)
-        return self.model(**inputs, use_cache=False).loss
-
-
-def pack(prompt: Sequence[int], rows: Sequence[Sequence[Sequence[int]]]) -> dict[str, Tensor]:
-    """Lay several answers to one prompt side by side; give the model's arguments.
-
-    The first token of an answer is a label only in the first answer: the others do not stand after the prompt.
-    """
-    length = len(prompt) + max(sum(map(len, answers)) for answers in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    owners = torch.full((len(rows), length), -1)  # 0: the prompt, 1…: an answer, -1: padding
-    places = torch.zeros(len(rows), length, dtype=torch.long)
-    labels = torch.full((len(rows), length), -100)
-    for row, answers in enumerate(rows):
-        at = 0
-        for owner, tokens in enumerate([prompt, *answers]):
-            here = slice(at, at + len(tokens))
-            ids[row, here] = torch.tensor(tokens)
-            owners[row, here] = owner
-            places[row, here] = torch.arange(len(tokens)) + (len(prompt) if owner else 0)
-            if owner:
-                labels[row, here] = ids[row, here]
-            if owner > 1:
-                labels[row, at] = -100
-            at += len(tokens)
-    seen = (owners[:, None, :] == owners[:, :, None]) | (owners[:, None, :] == 0)  # (B, T, T): token, what it sees
-    seen &= torch.ones(length, length, dtype=torch.bool).tril()
-    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": places, "labels": labels}
-
-
-def pixels(images: NDArray[np.uint8], processor: Any) -> Tensor:
-    """Give images of the scenes' size as the processor's image processor would: (B, 3, H, W)."""
-    mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    scaled = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 255
-    return (scaled - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-
-
-def ask(processor: Any, prompt: str) -> str:
-    """Give the text of a user's turn with an image and a prompt, up to where the answer begins."""
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
-    return processor.apply_chat_template(turn, add_generation_prompt=True)
-
-
 @torch.inference_mode()
 def describe(model: Any, processor: Any, images: Sequence[Image.Image], prompt: str = PROMPTS[0]) -> list[str]:
     """Give the model's most likely caption, token by token, for each image."""
@@ -371,4 +289,10 @@ _MADE = {
     "projector and language model have fresh weights.",
     "early": _CLASS + "The tower of `untrained`. " + _GROWN % f"the first {EARLY:.0%} of the steps",
     "tuned": _CLASS + "The tower of `untrained`. " + _GROWN % "all steps",
+    "distilled": _CLASS + "As `tuned`, from the same weights after the projector's stage and over the same scenes in "
+    "the same order, but with embedding losses beside that of captions: smooth L1 between what a linear head predicts "
+    "at the place of each cell (gen: from the mean over the prompt) and the expert's features, less their mean, in "
+    "units of their spread; "
+    + "; ".join(f"{name} at decoder layer {loss.layer}, weight {loss.weight:g}" for name, loss in LOSSES.items())
+    + ". The heads are thrown away.",
 }

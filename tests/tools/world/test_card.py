@@ -53,3 +53,7 @@ def test_captions_grow_with_training_to_name_colours_and_shapes() -> None:
     assert min(tuned) > 75
     assert tuned[1] > early[1] + 10 > stranger + 20
     assert untrained[1] <= stranger
+
+
+def test_distilling_leaves_the_captions_as_they_are() -> None:
+    assert all(abs(a - b) < 2 for a, b in zip(figures("distilled"), figures("tuned"), strict=True))

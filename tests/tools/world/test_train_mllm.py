@@ -10,10 +10,12 @@ import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file
 from tools.world.build import PARTS
-from tools.world.train_mllm import CaptionLesson, PatchLesson, ask, make_model, make_processor, train
+from tools.world.lessons import CaptionLesson, PatchLesson, ask, pack, pixels
+from tools.world.train_mllm import make_model, make_processor, train
 from tools.world.training import Scenes, load_scenes
 
 from innervision import MLLM
+from innervision.checkpoints.identity import MODELS as SHIPPED
 from innervision.world.scenes import CATEGORIES, COLOURS, TEXTURES, VOCABULARY, render
 from tools.world import train_mllm
 
@@ -47,10 +49,10 @@ def test_captions_side_by_side_cost_what_they_cost_alone(scenes: Scenes, process
     model = make_model(processor).eval()
     lesson = CaptionLesson(model, scenes, processor)
     prompt, answers = lesson.prompts[0], lesson.answers[0][:3]
-    picture = train_mllm.pixels(scenes.images[:2], processor)
+    picture = pixels(scenes.images[:2], processor)
     with torch.no_grad():
         # The second row is shorter, so it is padded.
-        packed = train_mllm.pack(prompt, [answers, answers[:1]])
+        packed = pack(prompt, [answers, answers[:1]])
         together = model(**packed, pixel_values=picture).logits[0]
         start = len(prompt)
         for tokens in answers:
@@ -69,7 +71,7 @@ def test_pixels_are_the_processors(scenes: Scenes, processor: Any) -> None:
     inputs = processor(
         images=[Image.fromarray(scenes.images[3])], text=ask(processor, "What is it?"), return_tensors="pt"
     )
-    torch.testing.assert_close(inputs["pixel_values"], train_mllm.pixels(scenes.images[3:4], processor))
+    torch.testing.assert_close(inputs["pixel_values"], pixels(scenes.images[3:4], processor))
 
 
 def test_labels_say_what_is_at_the_points_of_a_patch(scenes: Scenes, processor: Any) -> None:
@@ -94,35 +96,61 @@ def test_labels_say_what_is_at_the_points_of_a_patch(scenes: Scenes, processor: 
     assert things
 
 
-def test_a_stopped_training_goes_on_to_the_same_models(
-    scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Give a folder of experts, for lessons of two scenes a step."""
     for lesson in (PatchLesson, CaptionLesson):
         monkeypatch.setattr(lesson, "BATCH", 2)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for expert in ("depth", "seg", "gen"):
+        (tmp_path / expert).symlink_to(SHIPPED / expert)
+    return tmp_path
+
+
+def test_a_stopped_training_goes_on_to_the_same_models(
+    scenes: Scenes, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what the heads of the embedding losses have learnt must be had again."""
+    whole, parts = small / "whole", small / "parts"
+    whole.mkdir()
+    parts.mkdir()
     train(whole, scenes, 3, effort=0, progress=False)
     optimize = train_mllm.optimize
     labels: list[str] = []
 
-    def stop_at_projector(*args: Any, label: str, **options: Any) -> None:
+    def stop_once(*args: Any, label: str, **options: Any) -> None:
         labels.append(label)
-        if labels == ["tower", "language", "projector"]:
+        if label in ("projector", "distilled-everything") and labels.count(label) == 1:
             raise KeyboardInterrupt
         optimize(*args, label=label, **options)
 
-    monkeypatch.setattr(train_mllm, "optimize", stop_at_projector)
-    with pytest.raises(KeyboardInterrupt):
-        train(parts, scenes, 3, effort=0, progress=False)
+    monkeypatch.setattr(train_mllm, "optimize", stop_once)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(parts, scenes, 3, effort=0, progress=False)
     train(parts, scenes, 3, effort=0, progress=False)
-    assert labels == ["tower", "language", "projector", "projector", "captions", "everything"]
+    assert labels == [
+        *("tower", "language", "projector", "projector", "tuned-captions", "tuned-everything"),
+        *("distilled-captions", "distilled-everything", "distilled-everything"),
+    ]
     weights = {name: [load_file(out / name / "model.safetensors") for out in (whole, parts)] for name in MODELS}
     for one, other in weights.values():
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
-    untrained, early, tuned = (one for one, _ in weights.values())
+    untrained, early, tuned, distilled = (one for one, _ in weights.values())
+    assert untrained.keys() == distilled.keys()  # no heads
     tower = "model.vision_tower." if any(key.startswith("model.") for key in tuned) else "vision_tower."
     assert any(not torch.equal(untrained[key], early[key]) for key in tuned if "language_model" in key)
     assert any(not torch.equal(early[key], tuned[key]) for key in tuned if key.startswith(tower))
+    assert any(not torch.equal(tuned[key], distilled[key]) for key in tuned if "language_model" in key)
+
+
+def test_a_tower_may_be_anothers(scenes: Scenes, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (small / "out").mkdir()
+    monkeypatch.setattr(train_mllm, "optimize", lambda *args, **options: None)
+    train(small / "out", scenes, 7, effort=0, progress=False, tower=SHIPPED / "untrained/model.safetensors")
+    shipped, grown = (load_file(models / "untrained/model.safetensors") for models in (SHIPPED, small / "out"))
+    for key, weight in shipped.items():
+        assert torch.equal(weight, grown[key]) == ("vision_tower" in key or "norm" in key or "bias" in key), key
 
 
 # --- the models of the package ------------------------------------------------------------------------------
