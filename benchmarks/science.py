@@ -10,6 +10,7 @@ comparisons. It can be stopped; another call resumes it.
 import argparse
 import itertools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,11 +47,10 @@ STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {
 }
 """Name -> model, and what of it gets fresh weights (a seed of its own for each run's seed)."""
 RESAMPLER = ProbeSettings(kind="resampler", positions=True)
-ADDED_TO_RIDGE = ProbeSettings(kind=ADDED)
 PROBES: dict[str, dict[str, Any]] = {
     "ridge": {},
     "resampler, 12 epochs": {"probe": RESAMPLER, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
-    "ridge + resampler, 12 epochs": {"probe": ADDED_TO_RIDGE, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
+    "ridge + resampler, 12 epochs": {"probe": ProbeSettings(kind=ADDED), "epochs": 12, "lr": 1e-3, "warmup": 0.1},
     "resampler, 4 epochs, 3e-3, 3% warm-up": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3},
     "resampler, 4 epochs, 3e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3, "warmup": 0.1},
     "resampler, 4 epochs, 1e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 1e-3, "warmup": 0.1},
@@ -59,10 +59,11 @@ PROBES: dict[str, dict[str, Any]] = {
     "resampler, 12 epochs, 3e-4": {"probe": RESAMPLER, "epochs": 12, "lr": 3e-4, "warmup": 0.1},
 }
 """Kind of probe -> its settings."""
-RIDGE, TRAINED, *_ = PROBES
-ON_ALL = list(PROBES)[:3]
-"""Kinds that are fitted to all stages; the others to `WHERE_TRAINING_IS_VARIED` alone."""
-WHERE_TRAINING_IS_VARIED = "tuned"
+RIDGE, TRAINED, ADDED_TO_RIDGE, *_ = PROBES
+ON_ALL = (RIDGE, TRAINED)
+"""Kinds that are fitted to all stages; the others to the first alone."""
+WITH_TASKS = (*ON_ALL, ADDED_TO_RIDGE)
+"""Kinds that are scored by tasks, too; the others by similarity alone."""
 TASKS = {"depth": "da2k", "seg": "annotations/panoptic_val2017.json"}
 """Target with a task -> its benchmark in the folder of scenes."""
 METRICS = {
@@ -82,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.science", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/science"))
     parser.add_argument("--targets", default="depth=world/depth,seg=world/seg,gen=world/gen")
-    parser.add_argument("--layers", default="vision,0,4,8")
+    parser.add_argument("--layers", default="0,4,8")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=512, help="scenes for the probes")
     parser.add_argument("--val", type=int, default=64, help="held-out scenes")
@@ -93,7 +94,7 @@ def main() -> None:
     targets = load_targets(options.targets.split(","), device="cpu", head=True)
     runs: Runs = {}
     with offer_added():
-        for seed, stage in tqdm([*itertools.product(range(options.seeds), STAGES)], unit="model"):
+        for stage, seed in tqdm([*itertools.product(STAGES, range(options.seeds))], unit="model"):
             for name, tables in probe_stage(stage, seed, targets, scenes, options).items():
                 runs[name, stage, seed] = tables
     scores = summarize(runs)
@@ -132,21 +133,24 @@ def probe_stage(
     ridge = RunFolder(settings(RIDGE).out)
     fit(settings(RIDGE), resume=ridge.yaml.exists(), mllm=mllm, targets=targets, progress=False)
     stored = Stored.of(settings(RIDGE), mllm, targets)
-    tables = {RIDGE: score(ridge, mllm, targets, scenes)}
-    for name in PROBES if stage == WHERE_TRAINING_IS_VARIED else ON_ALL:
+    tables = {}
+    for name in PROBES if stage == next(iter(STAGES)) else ON_ALL:
         if name != RIDGE:
             train(stored, settings(name), ridge)
-            tables[name] = score(RunFolder(settings(name).out), mllm, targets, scenes)
+        tasks = TASKS if name in WITH_TASKS else {}
+        tables[name] = score(RunFolder(settings(name).out), mllm, targets, scenes, tasks)
     return tables
 
 
-def score(run: RunFolder, mllm: MLLM, targets: list[Target], scenes: Path) -> list[pd.DataFrame]:
-    """Give a run's score tables, of `METRICS` and `SOURCES` alone: of the similarity, and of the targets' tasks."""
+def score(
+    run: RunFolder, mllm: MLLM, targets: list[Target], scenes: Path, tasks: Mapping[str, str]
+) -> list[pd.DataFrame]:
+    """Give a run's score tables, of `METRICS` and `SOURCES` alone: of the similarity, and of tasks."""
     images = EvaluateSettings(images=str(scenes / "val2017"), device="cpu", workers=0)
     evaluate_similarity(run.path, images, mllm=mllm, targets=targets, progress=False)
     evaluations = ["similarity"]
-    for task in TASKS:
-        data = TaskSettings(data=str(scenes / TASKS[task]), device="cpu", workers=0)
+    for task, folder in tasks.items():
+        data = TaskSettings(data=str(scenes / folder), device="cpu", workers=0)
         evaluate_task(run.path, task, data, mllm=mllm, targets=targets, progress=False)
         evaluations.append(task)
     tables = [read_scores(run.path, evaluation) for evaluation in evaluations]
@@ -187,7 +191,7 @@ def compare(runs: Runs) -> pd.DataFrame:
                 compared.append((f"{probe} - {base}", stage, seed, tables, runs[base, stage, seed]))
     parts = []
     for comparison, probe, seed, tables, others in compared:
-        for pair in zip(tables, others, strict=True):
+        for pair in zip(tables, others, strict=False):  # tasks are the last, where there are any
             one, other = (
                 {
                     (series.rows["target"].iloc[0], series.rows["metric"].iloc[0]): series

@@ -191,14 +191,23 @@ def _measure(found: Floats, weights: Floats, tolerance: float, order: Order, wor
 
 
 def _outvoted(values: Floats, weights: Floats, step: int) -> Floats:
-    """Replace each value by the median of itself and those `step` before and after, where all three were found."""
-    smooth = values.copy()
+    """Correct what single tokens are off the median of themselves and those `step` before and after.
+
+    Only where all three were found, and only as far as the tokens right before and after are not off alike: then a
+    whole line stands elsewhere.
+    """
+    off = values - _median_of_three(values, weights > 0, step)
+    return values - (off - _median_of_three(off, weights > 0, 1))
+
+
+def _median_of_three(values: Floats, known: NDArray[np.bool_], step: int) -> Floats:
+    """Give the median of each value and those `step` before and after, or the value where not all three are known."""
+    medians = values.copy()
     if len(values) > 2 * step:
-        known = weights > 0
         all_three = known[: -2 * step] & known[step:-step] & known[2 * step :]
         median = np.median([values[: -2 * step], values[step:-step], values[2 * step :]], axis=0)
-        smooth[step:-step] = np.where(all_three, median, values[step:-step])
-    return smooth
+        medians[step:-step] = np.where(all_three, median, values[step:-step])
+    return medians
 
 
 def _unexplained(w: Floats, x: Floats, xx: Floats, y: Floats, xy: Floats, yy: Floats, tolerance: float) -> Floats:
