@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.science", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/science"))
     parser.add_argument("--targets", default="depth=world/depth,seg=world/seg,gen=world/gen")
-    parser.add_argument("--layers", default="0,4,8")
+    parser.add_argument("--layers", default="0,8")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=512, help="scenes for the probes")
     parser.add_argument("--val", type=int, default=64, help="held-out scenes")

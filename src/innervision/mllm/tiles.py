@@ -178,12 +178,13 @@ def _measure(found: Floats, weights: Floats, tolerance: float, order: Order, wor
         more[6] += up * more[5]
         sums = sums + more
         w, wi, wii, wj, wjj, wr, wir, wc, wjc, wrr, wcc, missing = sums
-        error = _unexplained(w, wi, wii, wr, wir, wrr, tolerance) + _unexplained(w, wj, wjj, wc, wjc, wcc, tolerance)
-        value = w - error / (2 * tolerance**2) - MISSING * missing - COST
+        of_rows, rows_rise = _unexplained(w, wi, wii, wr, wir, wrr, tolerance)
+        of_columns, columns_rise = _unexplained(w, wj, wjj, wc, wjc, wcc, tolerance)
+        value = w - (of_rows + of_columns) / (2 * tolerance**2) - MISSING * missing - COST
         if count == 1:  # one line is a tile only if it stands alone
             alone = np.concatenate([[True], weights == 0, [True]])
             value = np.where(alone[starts] & alone[starts + length + 1] | (order.block > 1), value, -np.inf)
-        better = value > worth[starts]
+        better = (value > worth[starts]) & rows_rise & columns_rise  # narrow lines may rise later: two within a strip
         worth[starts[better]] = value[better]
         lines[starts[better]] = count
         going_on = (count == 1) | (value > np.maximum(worth[starts], -COST) - 2 * COST - MISSING * length)
@@ -210,11 +211,13 @@ def _median_of_three(values: Floats, known: NDArray[np.bool_], step: int) -> Flo
     return medians
 
 
-def _unexplained(w: Floats, x: Floats, xx: Floats, y: Floats, xy: Floats, yy: Floats, tolerance: float) -> Floats:
-    """Give the weighted squares that a straight line leaves of y; infinite where it does not rise as a lattice does."""
+def _unexplained(
+    w: Floats, x: Floats, xx: Floats, y: Floats, xy: Floats, yy: Floats, tolerance: float
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Give the weighted squares that a straight line leaves of y, and whether it rises as a lattice does."""
     with np.errstate(divide="ignore", invalid="ignore"):
         spread, along, total = xx - x * x / w, xy - x * y / w, yy - y * y / w
         flat = spread < 1e-9 * np.maximum(xx, 1)
         rest = np.where(flat, total, total - along**2 / spread)
-        rises = flat | (along > spread * tolerance / 4)
-    return np.where(w > 0, np.where(rises, np.maximum(rest, 0), np.inf), 0.0)
+        rises = flat | (along > spread * tolerance / 4) | (w <= 0)
+    return np.where(w > 0, np.maximum(rest, 0), 0.0), rises
