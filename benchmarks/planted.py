@@ -49,7 +49,7 @@ class Known:
     width: int = COMPONENTS
     kind: str = "known"
     expert: str = "known"
-    revision: None = None
+    revision: str | None = None
 
     def encode(self, features: Tensor) -> Tensor:
         """Give the features (B, N, C)."""

@@ -9,6 +9,8 @@ comparisons. It can be stopped; another call resumes it.
 
 import argparse
 import itertools
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks.stored import ADDED, Stored, offer_added, train
 from innervision import (
     MLLM,
     EvaluateSettings,
@@ -46,12 +49,21 @@ STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {
 RESAMPLER = ProbeSettings(kind="resampler", positions=True)
 PROBES: dict[str, dict[str, Any]] = {
     "ridge": {},
-    "resampler": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3},
-    "resampler, longer": {"probe": RESAMPLER, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
+    "resampler, 12 epochs": {"probe": RESAMPLER, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
+    "ridge + resampler, 12 epochs": {"probe": ProbeSettings(kind=ADDED), "epochs": 12, "lr": 1e-3, "warmup": 0.1},
+    "resampler, 4 epochs, 3e-3, 3% warm-up": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3},
+    "resampler, 4 epochs, 3e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3, "warmup": 0.1},
+    "resampler, 4 epochs, 1e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 1e-3, "warmup": 0.1},
+    "resampler, 4 epochs, 3e-4": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-4, "warmup": 0.1},
+    "resampler, 12 epochs, 3e-3": {"probe": RESAMPLER, "epochs": 12, "lr": 3e-3, "warmup": 0.1},
+    "resampler, 12 epochs, 3e-4": {"probe": RESAMPLER, "epochs": 12, "lr": 3e-4, "warmup": 0.1},
 }
 """Kind of probe -> its settings."""
-OF_ONE_STAGE = {"resampler, longer": "tuned"}
-"""Kinds that are fitted to one stage alone."""
+RIDGE, TRAINED, ADDED_TO_RIDGE, *_ = PROBES
+ON_ALL = (RIDGE, TRAINED)
+"""Kinds that are fitted to all stages; the others to the first alone."""
+WITH_TASKS = (*ON_ALL, ADDED_TO_RIDGE)
+"""Kinds that are scored by tasks, too; the others by similarity alone."""
 TASKS = {"depth": "da2k", "seg": "annotations/panoptic_val2017.json"}
 """Target with a task -> its benchmark in the folder of scenes."""
 METRICS = {
@@ -71,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.science", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/science"))
     parser.add_argument("--targets", default="depth=world/depth,seg=world/seg,gen=world/gen")
-    parser.add_argument("--layers", default="vision,0,4,8")
+    parser.add_argument("--layers", default="0,8")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=512, help="scenes for the probes")
     parser.add_argument("--val", type=int, default=64, help="held-out scenes")
@@ -81,26 +93,10 @@ def main() -> None:
     write_scenes(scenes, options.train, options.val)
     targets = load_targets(options.targets.split(","), device="cpu", head=True)
     runs: Runs = {}
-    for seed, stage in tqdm([*itertools.product(range(options.seeds), STAGES)], unit="model"):
-        model, fresh = STAGES[stage]
-        mllm = MLLM.load(model, random_weights=fresh, seed=seed, device="cpu")
-        for name, how in PROBES.items():
-            if OF_ONE_STAGE.get(name, stage) != stage:
-                continue
-            settings = TrainSettings(
-                mllm=model,
-                random_weights=fresh,
-                targets=options.targets,
-                layers=options.layers,
-                images=str(scenes / "train2017"),
-                out=str(options.out / f"{stage}-{name}-{seed}".replace(", ", "-").replace(" ", "-")),
-                batch_size=8,
-                seed=seed,
-                device="cpu",
-                workers=0,
-                **how,
-            )
-            runs[name, stage, seed] = train_and_score(settings, mllm, targets, scenes)
+    with offer_added():
+        for stage, seed in tqdm([*itertools.product(STAGES, range(options.seeds))], unit="model"):
+            for name, tables in probe_stage(stage, seed, targets, scenes, options).items():
+                runs[name, stage, seed] = tables
     scores = summarize(runs)
     scores.to_csv(options.out / "science.csv", index=False)
     found = compare(runs)
@@ -110,15 +106,51 @@ def main() -> None:
     draw(scores).savefig(options.out / "science.png", dpi=130)
 
 
-def train_and_score(settings: TrainSettings, mllm: MLLM, targets: list[Target], scenes: Path) -> list[pd.DataFrame]:
-    """Give a run's score tables, of `METRICS` and `SOURCES` alone: of the similarity, and of the targets' tasks."""
-    run = RunFolder(settings.out)
-    fit(settings, resume=run.yaml.exists(), mllm=mllm, targets=targets, progress=False)
+def probe_stage(
+    stage: str, seed: int, targets: list[Target], scenes: Path, options: argparse.Namespace
+) -> dict[str, list[pd.DataFrame]]:
+    """Fit all kinds of probes to one stage, and give their score tables; what is done already is read."""
+    model, fresh = STAGES[stage]
+    mllm = MLLM.load(model, random_weights=fresh, seed=seed, device="cpu")
+
+    def settings(name: str) -> TrainSettings:
+        # exact probes have no seed: one run stands for all where the model has none either
+        varied = name != RIDGE or fresh != "none"
+        return TrainSettings(
+            mllm=model,
+            random_weights=fresh,
+            targets=options.targets,
+            layers=options.layers,
+            images=str(scenes / "train2017"),
+            out=str(options.out / re.sub(r"[^\w.-]+", "-", f"{stage} {name} {seed if varied else 0}")),
+            batch_size=8,
+            seed=seed if varied else 0,
+            device="cpu",
+            workers=0,
+            **PROBES[name],
+        )
+
+    ridge = RunFolder(settings(RIDGE).out)
+    fit(settings(RIDGE), resume=ridge.yaml.exists(), mllm=mllm, targets=targets, progress=False)
+    stored = Stored.of(settings(RIDGE), mllm, targets)
+    tables = {}
+    for name in PROBES if stage == next(iter(STAGES)) else ON_ALL:
+        if name != RIDGE:
+            train(stored, settings(name), ridge)
+        tasks = TASKS if name in WITH_TASKS else {}
+        tables[name] = score(RunFolder(settings(name).out), mllm, targets, scenes, tasks)
+    return tables
+
+
+def score(
+    run: RunFolder, mllm: MLLM, targets: list[Target], scenes: Path, tasks: Mapping[str, str]
+) -> list[pd.DataFrame]:
+    """Give a run's score tables, of `METRICS` and `SOURCES` alone: of the similarity, and of tasks."""
     images = EvaluateSettings(images=str(scenes / "val2017"), device="cpu", workers=0)
     evaluate_similarity(run.path, images, mllm=mllm, targets=targets, progress=False)
     evaluations = ["similarity"]
-    for task in TASKS:
-        data = TaskSettings(data=str(scenes / TASKS[task]), device="cpu", workers=0)
+    for task, folder in tasks.items():
+        data = TaskSettings(data=str(scenes / folder), device="cpu", workers=0)
         evaluate_task(run.path, task, data, mllm=mllm, targets=targets, progress=False)
         evaluations.append(task)
     tables = [read_scores(run.path, evaluation) for evaluation in evaluations]
@@ -140,7 +172,7 @@ def summarize(runs: Runs) -> pd.DataFrame:
 
 
 def compare(runs: Runs) -> pd.DataFrame:
-    """Compare each stage with the one below it, and the ridge with trained probes of the same stage.
+    """Compare each stage with the one below it; and with `RIDGE` and `TRAINED` other kinds of probe of the same stage.
 
     One row per probe, target, metric, layer and comparison. `probe` is the kind of probe of which stages are compared,
     or the stage of which probes are compared. Within a seed both are scored on the same images, so the interval (95%)
@@ -151,14 +183,15 @@ def compare(runs: Runs) -> pd.DataFrame:
     below = dict(itertools.pairwise([*STAGES, "mean"]))
     compared = []
     for (probe, stage, seed), tables in runs.items():
-        if probe not in OF_ONE_STAGE:
+        if probe in ON_ALL:
             others = runs.get((probe, below[stage], seed)) or [_mean_in_every_layer(table) for table in tables]
             compared.append((f"{stage} - {below[stage]}", probe, seed, tables, others))
-        if probe != "ridge":
-            compared.append((f"ridge - {probe}", stage, seed, runs["ridge", stage, seed], tables))
+        for base in (RIDGE, TRAINED):
+            if probe not in (RIDGE, base):
+                compared.append((f"{probe} - {base}", stage, seed, tables, runs[base, stage, seed]))
     parts = []
     for comparison, probe, seed, tables, others in compared:
-        for pair in zip(tables, others, strict=True):
+        for pair in zip(tables, others, strict=False):  # tasks are the last, where there are any
             one, other = (
                 {
                     (series.rows["target"].iloc[0], series.rows["metric"].iloc[0]): series
@@ -187,16 +220,14 @@ def draw(scores: pd.DataFrame) -> Figure:
     drawn = scores[scores["metric"] != "explained_variance"]
     columns = list(drawn[["target", "metric"]].drop_duplicates().itertuples(index=False, name=None))
     layers = sorted(scores["layer"].dropna().unique())
-    size = 3.2 * len(columns), 3 * len(PROBES)
-    figure, axes = plt.subplots(len(PROBES), len(columns), figsize=size, sharex=True, sharey="col", squeeze=False)
-    for (row, probe), (column, (target, metric)) in itertools.product(enumerate(PROBES), enumerate(columns)):
+    size = 3.2 * len(columns), 3 * len(ON_ALL)
+    figure, axes = plt.subplots(len(ON_ALL), len(columns), figsize=size, sharex=True, sharey="col", squeeze=False)
+    for (row, probe), (column, (target, metric)) in itertools.product(enumerate(ON_ALL), enumerate(columns)):
         axis = axes[row, column]
         here = scores[(scores["probe"] == probe) & (scores["target"] == target) & (scores["metric"] == metric)]
         for stage, source in itertools.product(STAGES, ("probe", "shuffled")):
             line = here[(here["stage"] == stage) & (here["source"] == source)].dropna(subset=["layer"])
             seeds = line.pivot_table(index="layer", columns="seed", values="score")
-            if seeds.empty:  # a kind of one stage
-                continue
             places, values = np.arange(len(seeds)), seeds.to_numpy()
             style = {"label": stage} if source == "probe" else {"ls": ":"}
             axis.plot(places, values.mean(axis=1), color=COLOURS[stage], **style)
@@ -207,8 +238,8 @@ def draw(scores: pd.DataFrame) -> Figure:
                 axis.axhline(floor["score"].mean(), color="black", lw=0.8, ls=style, label=source)
         axis.set_xticks(np.arange(len(layers)), ["vision" if layer == -1 else str(layer) for layer in layers])
         axis.set_title(f"{target}: {METRICS[metric]}" if row == 0 else "")
-        axis.set_ylabel(f"{probe} probe" if column == 0 else "")
-        axis.set_xlabel("layer" if row == len(PROBES) - 1 else "")
+        axis.set_ylabel(probe if column == 0 else "")
+        axis.set_xlabel("layer" if row == len(ON_ALL) - 1 else "")
         axis.grid(alpha=0.3)
     labels = {
         text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)

@@ -241,26 +241,31 @@ def place_on_tiles(found: Floats, weights: Floats, strip: float) -> Floats:
     """
     places = np.full((len(weights), 4), np.nan)
     explained = 0.0
-    for tile in find_tiles(found, weights, strip):
+    usual = [0.0, 0.0]
+    for tile in sorted(find_tiles(found, weights, strip), key=lambda tile: tile.start - tile.stop):  # the largest first
         tokens, lattice = tile.tokens()
         weight = weights[tokens]
-        axes = [fit_axis(lattice[axis], found[axis, tokens], weight, strip) for axis in range(2)]
+        axes = [fit_axis(lattice[axis], found[axis, tokens], weight, strip, usual[axis]) for axis in range(2)]
         centres = np.stack([offset + spacing * lattice[axis] for axis, (offset, spacing) in enumerate(axes)])
         fits = (np.abs(centres - found[:, tokens]) < strip / 2).all(axis=0)
         if weight[fits].sum() < EXPLAINED * weight.sum():
             continue
         explained += weight.sum()
+        usual = [before or spacing for before, (_, spacing) in zip(usual, axes, strict=True)]
         sizes = np.broadcast_to(np.array([[spacing] for _, spacing in axes]), centres.shape)
         shown = _shown(lattice, weight)
         places[tokens[shown]] = np.concatenate([centres, sizes])[:, shown].T
     return places if explained >= weights.sum() / 2 else np.full_like(places, np.nan)
 
 
-def fit_axis(line: NDArray[np.int64], found: Floats, weights: Floats, strip: float) -> tuple[float, float]:
+def fit_axis(
+    line: NDArray[np.int64], found: Floats, weights: Floats, strip: float, usual: float = 0.0
+) -> tuple[float, float]:
     """Fit found = offset + spacing × line, robustly.
 
     Lines that reach over the edge of the image are left out if two others remain: they show less than they stand for,
-    so that they are found too far inside. One line alone is taken to reach to the nearer edge.
+    so that they are found too far inside. Several lines that are found within one strip do not tell their spacing: it
+    is taken to be `usual`, where that is known. One line alone is taken to reach to the nearer edge.
     """
     use = weights > 0
     offset, spacing = float(np.average(found, weights=weights)), 0.0
@@ -273,6 +278,9 @@ def fit_axis(line: NDArray[np.int64], found: Floats, weights: Floats, strip: flo
         near, far = offset + (line - 0.5) * spacing, offset + (line + 0.5) * spacing
         inside = (weights > 0) & (near > -0.1 * spacing) & (far < 1 + 0.1 * spacing)
         use = inside if len(np.unique(line[inside])) >= 2 else weights > 0
+    if usual and 0 < spacing * (line.max() - line.min()) < strip:
+        middle = offset + spacing * (line.max() + line.min()) / 2
+        offset, spacing = middle - usual * (line.max() + line.min()) / 2, usual
     return offset, spacing or 2 * min(offset, 1 - offset)
 
 

@@ -178,12 +178,13 @@ def _measure(found: Floats, weights: Floats, tolerance: float, order: Order, wor
         more[6] += up * more[5]
         sums = sums + more
         w, wi, wii, wj, wjj, wr, wir, wc, wjc, wrr, wcc, missing = sums
-        error = _unexplained(w, wi, wii, wr, wir, wrr, tolerance) + _unexplained(w, wj, wjj, wc, wjc, wcc, tolerance)
-        value = w - error / (2 * tolerance**2) - MISSING * missing - COST
+        of_rows, rows_rise = _unexplained(w, wi, wii, wr, wir, wrr, tolerance)
+        of_columns, columns_rise = _unexplained(w, wj, wjj, wc, wjc, wcc, tolerance)
+        value = w - (of_rows + of_columns) / (2 * tolerance**2) - MISSING * missing - COST
         if count == 1:  # one line is a tile only if it stands alone
             alone = np.concatenate([[True], weights == 0, [True]])
             value = np.where(alone[starts] & alone[starts + length + 1] | (order.block > 1), value, -np.inf)
-        better = value > worth[starts]
+        better = (value > worth[starts]) & rows_rise & columns_rise  # narrow lines may rise later: two within a strip
         worth[starts[better]] = value[better]
         lines[starts[better]] = count
         going_on = (count == 1) | (value > np.maximum(worth[starts], -COST) - 2 * COST - MISSING * length)
@@ -191,21 +192,32 @@ def _measure(found: Floats, weights: Floats, tolerance: float, order: Order, wor
 
 
 def _outvoted(values: Floats, weights: Floats, step: int) -> Floats:
-    """Replace each value by the median of itself and those `step` before and after, where all three were found."""
-    smooth = values.copy()
+    """Correct what single tokens are off the median of themselves and those `step` before and after.
+
+    Only where all three were found, and only as far as the tokens right before and after are not off alike: then a
+    whole line stands elsewhere.
+    """
+    off = values - _median_of_three(values, weights > 0, step)
+    return values - (off - _median_of_three(off, weights > 0, 1))
+
+
+def _median_of_three(values: Floats, known: NDArray[np.bool_], step: int) -> Floats:
+    """Give the median of each value and those `step` before and after, or the value where not all three are known."""
+    medians = values.copy()
     if len(values) > 2 * step:
-        known = weights > 0
         all_three = known[: -2 * step] & known[step:-step] & known[2 * step :]
         median = np.median([values[: -2 * step], values[step:-step], values[2 * step :]], axis=0)
-        smooth[step:-step] = np.where(all_three, median, values[step:-step])
-    return smooth
+        medians[step:-step] = np.where(all_three, median, values[step:-step])
+    return medians
 
 
-def _unexplained(w: Floats, x: Floats, xx: Floats, y: Floats, xy: Floats, yy: Floats, tolerance: float) -> Floats:
-    """Give the weighted squares that a straight line leaves of y; infinite where it does not rise as a lattice does."""
+def _unexplained(
+    w: Floats, x: Floats, xx: Floats, y: Floats, xy: Floats, yy: Floats, tolerance: float
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Give the weighted squares that a straight line leaves of y, and whether it rises as a lattice does."""
     with np.errstate(divide="ignore", invalid="ignore"):
         spread, along, total = xx - x * x / w, xy - x * y / w, yy - y * y / w
         flat = spread < 1e-9 * np.maximum(xx, 1)
         rest = np.where(flat, total, total - along**2 / spread)
-        rises = flat | (along > spread * tolerance / 4)
-    return np.where(w > 0, np.where(rises, np.maximum(rest, 0), np.inf), 0.0)
+        rises = flat | (along > spread * tolerance / 4) | (w <= 0)
+    return np.where(w > 0, np.maximum(rest, 0), 0.0), rises
