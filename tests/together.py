@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,8 +26,23 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def run_together(count: int, work: Callable, *arguments: Any, seconds: float = 120, port: int = 0) -> list[Any]:
+def run_together(
+    count: int,
+    work: Callable,
+    *arguments: Any,
+    port: int | None = None,
+    of: int | None = None,
+    left_standing: Collection[int] = (),
+) -> list[Any]:
     """Call `work(index, *arguments)` in each of `count` processes.
+
+    Args:
+        count: of the processes.
+        work: a function of a module.
+        arguments: of the function.
+        port: at which they meet.
+        of: how many there should be; by default as many as there are.
+        left_standing: those that do not end.
 
     Returns:
         For each process what it gives, the text of the error that it raises, or None where it was killed.
@@ -37,7 +52,7 @@ def run_together(count: int, work: Callable, *arguments: Any, seconds: float = 1
     port = port or free_port()
     pipes = [starter.Pipe(duplex=False) for _ in range(count)]
     processes = [
-        starter.Process(target=_live, args=(index, count, port, pipes[index][1], work, arguments), daemon=True)
+        starter.Process(target=_live, args=(index, of or count, port, pipes[index][1], work, arguments), daemon=True)
         for index in range(count)
     ]
     try:
@@ -45,10 +60,11 @@ def run_together(count: int, work: Callable, *arguments: Any, seconds: float = 1
             process.start()
         for _, end in pipes:
             end.close()
-        for process in processes:
-            process.join(seconds)
-            assert process.exitcode is not None, "a process hangs"
-        return [_read(pipe) for pipe, _ in pipes]
+        for index, process in enumerate(processes):
+            if index not in left_standing:
+                process.join(60)
+                assert process.exitcode is not None, f"process {index} hangs"
+        return [None if index in left_standing else _read(pipe) for index, (pipe, _) in enumerate(pipes)]
     finally:
         for process in processes:
             process.kill()

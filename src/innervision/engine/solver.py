@@ -102,8 +102,8 @@ class Solver(Learner):
             for buffer in module.buffers():
                 buffer.zero_()
         self.estimates: list[dict[str, Any]] = []
-        """Solutions over the first images: their number, and by target and layer weights (float32) and means, on the CPU
-        and of what this process solves."""
+        """Solutions over the first images: their number, and by target and layer weights (float32) and means on the
+        CPU, of what this process solves."""
 
     def learn(self, batch: Batch) -> None:
         """Add a batch to the sums. See `Learner.learn`."""
