@@ -202,7 +202,8 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
 
     def begin() -> tuple[set[int], list[tuple[str, str]]]:
         table.open()
-        return table.done(), table.bad()
+        done = table.done()
+        return done, table.bad(done)
 
     done, bad = rank.first(begin)  # all processes share out what the first one sees
     plan.bad.add(bad)
@@ -262,11 +263,13 @@ def _score(plan: _Plan, batch: Batch) -> Findings:
 
 def _finish(plan: _Plan) -> None:
     """Join what all processes have found."""
-    plan.bad.add(plan.table.bad())
+    count = len(plan.order)
+    plan.table.whole(count)
+    plan.bad.add(plan.table.bad(range(count)))
     facts = {
         "bad_images": plan.bad.reasons,
         "metrics": {metric.key: asdict(metric) for metric in plan.evaluation.metrics},
         "setup": plan.session.setup(),
         **plan.evaluation.facts(),
     }
-    plan.table.finish(len(plan.order), facts, plan.evaluation.conclude)
+    plan.table.finish(count, facts, plan.evaluation.conclude)
