@@ -167,10 +167,9 @@ def fit(session: Session, sample: Sample, layers: Sequence[int]) -> tuple[dict[s
     solver = Solver(session, banks, layers, [name for batch in sample for name in batch.names])
     for batch in sample:
         solver.learn(batch)
+        solver.finish_step()
     with contextlib.redirect_stdout(io.StringIO()):  # its advice to take more images
         solver.finish(progress=False)
-    for name, bank in banks.items():
-        bank.mean.copy_(solver.mean(name))
     return banks, solver
 
 

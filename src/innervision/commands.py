@@ -106,9 +106,11 @@ def train(call: Train, settings: TrainSettings) -> None:
     tell(f"loading {settings.mllm} and the experts {settings.targets}")
     from innervision.engine.fit import fit
 
-    for target in fit(settings, resume=call.resume, trust_remote_code=call.trust_remote_code):
+    banks = fit(settings, resume=call.resume, trust_remote_code=call.trust_remote_code)
+    for target in banks:
         show(RunFolder(settings.out).probes(target))
-    show(f"next: innervision evaluate similarity {settings.out} --images VALIDATION_IMAGES")
+    if banks:  # which the first of several processes has
+        show(f"next: innervision evaluate similarity {settings.out} --images VALIDATION_IMAGES")
 
 
 def _require_path(name: str) -> None:

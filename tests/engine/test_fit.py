@@ -313,12 +313,6 @@ def test_a_run_is_not_resumed_with_other_images_or_another_model(
     fit(settings, resume=True, mllm=mllm, targets=targets[:1], progress=False)
 
 
-def test_several_processes_are_refused(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InnerVisionError, match="one process"):
-        fit(settings, progress=False)
-
-
 def test_a_finished_run_has_nothing_to_resume(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
     fit(settings, mllm=mllm, targets=targets, progress=False)
     before = weights(settings.out)

@@ -1,108 +1,84 @@
-"""What one process does for all, in two threads that stand for processes."""
+"""Processes that share work: what they say to each other, and that all end when one does."""
 
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from queue import Queue
-from typing import Any
 
 import pytest
 
-from innervision.engine.processes import Rank
-from innervision.errors import InnerVisionError
+from innervision.engine.processes import Rank, join_processes
+from process_runs import come, compare, fail, stop, talk, wait_long
+from together import run_together
 
 
-@pytest.fixture
-def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Rank], Any]], list[Any]]:
-    """Run something as process 0 and as process 1, and give the result or the error of each."""
-    mailbox: Queue[list[Any]] = Queue()
-
-    def run(work: Callable[[Rank], Any]) -> list[Any]:
-        def broadcast(values: list[Any]) -> list[Any]:
-            if values != [None, None]:  # only the first process has something to tell
-                mailbox.put(values)
-                return values
-            return mailbox.get(timeout=10)
-
-        monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
-
-        def attempt(index: int) -> Any:
-            try:
-                return work(Rank(index, 2))
-            except InnerVisionError as error:
-                return error
-
-        with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(attempt, [0, 1]))
-
-    return run
-
-
-def test_the_first_process_works_and_all_have_the_result(both: Callable) -> None:
-    done = []
-
-    def work(rank: Rank) -> list[int]:
-        return rank.first(lambda: done.append(rank.index) or [7])
-
-    assert both(work) == [[7], [7]]
-    assert done == [0]
-
-
-def test_an_error_of_the_first_process_stops_all_of_them(both: Callable) -> None:
-    def work(rank: Rank) -> None:
-        def fail() -> None:
-            raise InnerVisionError("holds scores made otherwise")
-
-        rank.first(fail)
-
-    assert [str(error) for error in both(work)] == ["holds scores made otherwise"] * 2
+def test_what_processes_say_to_each_other() -> None:
+    found = run_together(3, talk)
+    for index, each in enumerate(found):
+        assert each["first"] == "of 0"
+        assert each["exchange"] == [0, 1, 2]
+        assert each["sum"] == [3.0, 3.0]
+        assert each["sum to 1"] == ([3, 3] if index == 1 else None)
+        assert each["bring"] == ("of 1" if index == 0 else None)
+        assert each["again"] == [0, -1, -2]
 
 
 def test_one_process_asks_nobody() -> None:
-    assert Rank().first(lambda: 3) == 3
+    with join_processes() as rank:
+        assert rank == Rank()
+        assert rank.first(lambda: 3) == 3
+        assert rank.exchange("a") == ["a"]
+        assert rank.bring("a", 0) == "a"
+        rank.require_alike({"lr": 1})
 
 
-SCRIPT = """
-import os, signal, sys, time
-from innervision.engine import processes
-from innervision.errors import InnerVisionError
-processes.PULSE, processes.STALLED = 0.2, 3.0
-rank = processes.join_processes("cpu")
-rank.wait()
-assert rank.first(lambda: time.sleep(5) or "slow, but alive") == "slow, but alive"
-if rank.index == 1:
-    os.kill(os.getpid(), signal.SIGSTOP)
-try:
-    rank.wait()
-except InnerVisionError as error:
-    print(error, flush=True)
-    os._exit(1)
-"""
+@pytest.mark.parametrize("who", [0, 1])
+def test_an_error_of_one_ends_all_with_its_name(who: int) -> None:
+    """Of the others one waits and raises it; one does something else, and is ended."""
+    found = run_together(3, fail, "error", who)
+    assert found[who] == "ZeroDivisionError: one of the drives\nis on fire"
+    assert found[1 - who] == f"InnerVisionError: process {who} of 3: ZeroDivisionError: one of the drives"
+    assert found[2] is None
 
 
-def test_a_process_that_stands_still_is_named_and_one_that_works_is_waited_for() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            env=os.environ | shared | {"RANK": str(index), "LOCAL_RANK": str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        out, err = started[0].communicate(timeout=120)
-        assert started[0].returncode == 1, err[-2000:]
-        assert out.startswith("process 1 of 2 stands still: it has given no sign of life for 3 s.")
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+@pytest.mark.parametrize("what", ["SIGKILL", "SIGSTOP"])
+def test_a_process_that_is_killed_or_stands_still_is_named(what: str) -> None:
+    found = run_together(2, fail, what, 1, left_standing=[1] if what == "SIGSTOP" else [])
+    assert found[0].startswith("InnerVisionError: process 1 of 2 was killed or stands still: it has given no sign of")
+    assert found[1] is None
+
+
+def test_the_others_end_when_the_first_one_is_killed() -> None:
+    found = run_together(2, fail, "SIGKILL", 0)
+    assert found[0] is None
+    assert found[1].startswith("InnerVisionError: the first process of 2, or what started it, has ended")
+
+
+def test_a_process_that_works_long_is_waited_for() -> None:
+    assert run_together(2, wait_long) == ["slow, but alive"] * 2
+
+
+def test_a_request_to_stop_reaches_all() -> None:
+    assert run_together(3, stop) == ["stopped"] * 3
+
+
+@pytest.mark.parametrize(("name", "here"), [("lr", "0.5"), ("code", "'abc'"), ("layers", "[1, 2]")])
+def test_processes_that_differ_are_told_in_what(name: str, here: str) -> None:
+    found = run_together(2, compare, name)
+    for each in found:
+        assert f"process 1 of 2 differs from the first one: {name} is 'other', not {here}" in each
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_process_that_never_comes_is_waited_for_a_while(missing: int) -> None:
+    found = run_together(2, come, missing)
+    assert found[missing] == "stayed away"
+    said = found[1 - missing]
+    assert said.startswith("InnerVisionError: the processes cannot meet at 127.0.0.1:")
+    assert "see that all 2 of them were started" in said
+
+
+def test_an_address_in_use_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        found = run_together(1, come, -1, port=taken.getsockname()[1], of=2)
+    assert found[0].startswith("InnerVisionError: the processes cannot meet at 127.0.0.1:")
+    assert "take another port" in found[0]

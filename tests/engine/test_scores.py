@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Timer
 
 import pandas as pd
 import pytest
@@ -55,8 +56,9 @@ def test_parts_in_any_order_make_one_table(table: ScoreTable) -> None:
 
 @pytest.mark.parametrize(("written", "lacking"), [((), 3), ((0, 2), 1), ((1,), 2), ((0, 1), 1)])
 def test_a_table_is_not_finished_without_all_its_parts(
-    table: ScoreTable, written: tuple[int, ...], lacking: int
+    table: ScoreTable, written: tuple[int, ...], lacking: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("innervision.engine.scores.PATIENCE", 0)
     write(table, *written)
     with pytest.raises(InnerVisionError, match=rf"cannot be finished: {lacking} of its 3 batches were not scored"):
         table.finish(3, {}, conclude)
@@ -67,6 +69,22 @@ def test_a_table_is_not_finished_without_all_its_parts(
     assert len(pd.read_parquet(table.path)) == 7
 
 
+def test_a_drive_that_lists_no_new_files_loses_no_part(table: ScoreTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(table, 0, 1, 2)
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([path / "000000.parquet"]))
+    table.finish(3, {}, conclude)
+    assert pd.read_parquet(table.path)["value"].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 6]
+
+
+def test_a_part_that_a_drive_shows_late_is_waited_for(table: ScoreTable) -> None:
+    write(table, 0, 2)
+    late = Timer(0.6, write, (table, 1))
+    late.start()
+    table.finish(3, {}, conclude)
+    late.join()
+    assert pd.read_parquet(table.path)["value"].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 6]
+
+
 def test_what_is_done_is_still_there_for_the_next_process(table: ScoreTable, tmp_path: Path) -> None:
     write(table, 1)
     table.write_part(2, Findings(), {}, [("2a.png", "broken")])
@@ -74,7 +92,7 @@ def test_what_is_done_is_still_there_for_the_next_process(table: ScoreTable, tmp
     assert not later.is_complete(overwrite=False)
     later.open()
     assert later.done() == {1, 2}
-    assert later.bad() == [("2a.png", "broken")]
+    assert later.bad([1, 2]) == [("2a.png", "broken")]
 
 
 def test_parts_of_another_plan_are_not_used(table: ScoreTable, tmp_path: Path) -> None:

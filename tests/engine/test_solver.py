@@ -154,7 +154,7 @@ def test_the_layer_that_carries_the_features_is_found(tmp_path: Path) -> None:
     explained = {int(layer): each["explained_variance"][-1] for layer, each in facts.items()}
     assert explained[2] > 0.8
     assert all(abs(explained[layer]) < 0.05 for layer in (0, 1, 3, 4))
-    assert facts["2"]["images"] == [32, 56, 104, 200, 400]
+    assert facts["2"]["images"] == [25, 50, 100, 200, 400]  # 1/16, 1/8, 1/4, 1/2 and all of them
     evaluate_similarity(tmp_path / "run", EvaluateSettings(images=held, workers=0), **models)
     scores = read_scores(tmp_path / "run").query("source == 'probe' and metric == 'explained_variance'")
     by_layer = scores.groupby("layer")["value"].mean()
@@ -237,7 +237,7 @@ def test_states_with_nan_are_refused(tmp_path: Path) -> None:
 def test_memory_is_checked_before_work_starts(
     settings: TrainSettings, mllm: MLLM, targets: list[Target], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("innervision.engine.solver._free_memory", lambda device: 1000)
+    monkeypatch.setattr("innervision.engine.memory.free_memory", lambda device: 1000)
     with pytest.raises(
         InnerVisionError, match=r"exact probes need .* kB of memory on cpu for their sums, where 1 kB are free"
     ):
@@ -279,7 +279,7 @@ def test_a_sample_depends_on_the_seed_and_keeps_the_order(settings: TrainSetting
 def test_a_device_that_does_not_tell_its_free_memory_is_trusted(
     settings: TrainSettings, mllm: MLLM, targets: list[Target], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("innervision.engine.solver._free_memory", lambda device: math.inf)
+    monkeypatch.setattr("innervision.engine.memory.free_memory", lambda device: math.inf)
     assert fit(settings, mllm=mllm, targets=targets, progress=False).keys() == {"depth", "gen"}
 
 

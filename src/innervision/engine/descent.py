@@ -10,6 +10,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from innervision.data.loader import Batch
 from innervision.engine.learner import Learner
+from innervision.engine.processes import Rank
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError, require
 from innervision.probes import ProbeBank
@@ -21,9 +22,16 @@ Losses = dict[str, dict[int, float]]
 class Descent(Learner):
     """The probes of a run, their optimizer and its schedule."""
 
-    def __init__(self, session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], num_steps: int) -> None:
-        """Make the optimizer and its schedule for `num_steps` steps."""
-        super().__init__(session, banks, layers)
+    def __init__(
+        self,
+        session: Session,
+        banks: dict[str, ProbeBank],
+        layers: Sequence[int],
+        num_steps: int,
+        rank: Rank | None = None,
+    ) -> None:
+        """Make the optimizer and its schedule for `num_steps` steps. See `Learner`."""
+        super().__init__(session, banks, layers, rank)
         settings = session.settings
         self.parameters = [parameter for bank in banks.values() for parameter in bank.parameters()]
         require(bool(self.parameters), f"the probe {settings.probe.kind!r} has no weights to learn")
@@ -37,7 +45,7 @@ class Descent(Learner):
             self.optimizer, num_warmup_steps=round(settings.warmup * num_steps), num_training_steps=num_steps
         )
         self.totals = {name: torch.zeros(bank.mean.shape, dtype=torch.float64) for name, bank in banks.items()}
-        """Sum of each target's features over the images seen, (N, C) on the CPU."""
+        """Sum of each target's features over this process's images, (N, C) on the CPU."""
         self._start_step()
 
     def learn(self, batch: Batch) -> None:
@@ -48,7 +56,6 @@ class Descent(Learner):
         for name, features in truth.items():
             self.totals[name] += features.sum(dim=0).cpu()
         size = len(batch.names)
-        self.step_size += size
 
         def learn(name: str, layer: int, prediction: Tensor) -> None:
             loss = F.smooth_l1_loss(prediction, truth[name].to(prediction.device))
@@ -67,13 +74,9 @@ class Descent(Learner):
         Raises:
             InnerVisionError: a loss is not finite.
         """
-        size, learning_rate = self.step_size, self.scheduler.get_last_lr()[0]
-        losses: Losses | None = None
+        size, losses = self._sum_over_processes()
+        learning_rate = self.scheduler.get_last_lr()[0]
         if size:
-            losses = {
-                name: {layer: float(loss) / size for layer, loss in by_layer.items()}
-                for name, by_layer in self.losses.items()
-            }
             self._check(losses)
             for parameter in self.parameters:
                 if parameter.grad is not None:
@@ -85,21 +88,20 @@ class Descent(Learner):
             self.optimizer.step()
             self.scheduler.step()
         self.step += 1
+        self.count += size
         self._start_step()
-        return {"learning_rate": learning_rate, "loss": losses}
+        return {"learning_rate": learning_rate, "loss": losses if size else None}
 
     def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
-        """Say how many steps were taken; the banks are as the last one left them."""
+        """Set the mean features, and say how many steps were taken; the probes are as the last one left them."""
+        for name, total in self._totals().items():
+            self.banks[name].mean.copy_(total / self.count)
         return {name: {"steps": self.step} for name in self.banks}
-
-    def mean(self, name: str) -> Tensor:
-        """See `Learner.mean`."""
-        return self.totals[name] / self.count
 
     def state(self) -> dict[str, Any]:
         """Give the sums of features, and the state of probes, optimizer and schedule."""
         return {
-            "totals": self.totals,
+            "totals": self._totals(),
             "banks": {name: bank.state_dict() for name, bank in self.banks.items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -109,9 +111,34 @@ class Descent(Learner):
         """See `Learner.load_state`."""
         for name, bank in self.banks.items():
             bank.load_state_dict(state["banks"][name])
-            self.totals[name].copy_(state["totals"][name])
+            if self.rank.index == 0:  # which goes on with what all have summed
+                self.totals[name].copy_(state["totals"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+
+    def _totals(self) -> dict[str, Tensor]:
+        """Give the first process the sums of features over the images of all."""
+        totals = {name: total.clone() for name, total in self.totals.items()}
+        self.rank.sum([*totals.values()], to=0)
+        return totals
+
+    def _sum_over_processes(self) -> tuple[int, Losses]:
+        """Sum the gradients of the step; give the number of its images, and each target's loss by layer."""
+        used = [parameter.grad is not None for parameter in self.parameters]
+        losses = [float(loss) for by_layer in self.losses.values() for loss in by_layer.values()]
+        told = torch.tensor([self.step_size, *losses, *used], dtype=torch.float64)
+        self.rank.sum([told])
+        size = int(told[0])
+        in_order = iter((told[1 : 1 + len(losses)] / max(size, 1)).tolist())
+        used_somewhere = told[1 + len(losses) :].tolist()
+        gradients = []
+        for parameter, somewhere in zip(self.parameters, used_somewhere, strict=True):
+            if somewhere:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        self.rank.sum(gradients)
+        return size, {name: {layer: next(in_order) for layer in by_layer} for name, by_layer in self.losses.items()}
 
     def _check(self, losses: Losses) -> None:
         for name, by_layer in losses.items():

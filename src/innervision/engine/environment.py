@@ -2,6 +2,7 @@
 
 import os
 import platform
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def package_versions() -> dict[str, str]:
             continue
     jpeg = "libjpeg_turbo" if features.check_feature("libjpeg_turbo") else "jpg"
     return versions | {jpeg: str(features.version(jpeg))}
+
+
+def made_by() -> dict[str, str]:
+    """Give the versions of packages and a hash of this package's own code: processes that work together share both."""
+    root = Path(__file__).parents[1]
+    code = sha256()
+    for path in sorted(root.rglob("*.py")):
+        code.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return {**package_versions(), "the code of innervision": code.hexdigest()[:16]}
 
 
 def device_name(device: torch.device) -> str:

@@ -20,6 +20,7 @@ from innervision.checkpoints.identity import fingerprint
 from innervision.config import EvaluateSettings, TaskSettings
 from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.data.partners import random_order
+from innervision.engine.environment import made_by
 from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.processes import Rank, join_processes
 from innervision.engine.run import RunFolder, table_name
@@ -90,10 +91,27 @@ def evaluate(
     Raises:
         InnerVisionError: the run is not trained, does not fit the models or the evaluation, or has scores for
             something else, or another process scores the same.
-        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after the batch at work was written.
+        Stopped: by Ctrl-C, SIGTERM or SIGHUP to any of the processes, after the batches at work were written.
     """
-    rank = join_processes(evaluation.settings.device)
-    run = RunFolder(path)
+    with join_processes(evaluation.settings.device) as rank:
+        return _evaluate(rank, RunFolder(path), evaluation, name, overwrite, mllm, targets, trust_remote_code, progress)
+
+
+def _evaluate(
+    rank: Rank,
+    run: RunFolder,
+    evaluation: Evaluation,
+    name: str | None,
+    overwrite: bool,
+    mllm: MLLM | None,
+    targets: Sequence[Target] | None,
+    trust_remote_code: bool,
+    progress: bool,
+) -> Path:
+    """See `evaluate`; `rank` is this process's."""
+    rank.require_alike(
+        {**asdict(evaluation.settings), "device": None, "name": name, "overwrite": overwrite, **made_by()}
+    )
     trained = run.trained_settings()
     evaluation.protocol = trained.protocol
     names = _choose(run, evaluation)
@@ -192,7 +210,8 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
 
     def begin() -> tuple[set[int], list[tuple[str, str]]]:
         table.open()
-        return table.done(), table.bad()
+        done = table.done()
+        return done, table.bad(done)
 
     done, bad = rank.first(begin)  # all processes share out what the first one sees
     plan.bad.add(bad)
@@ -211,7 +230,9 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
         disable=not progress or rank.index > 0,
         dynamic_ncols=True,
     )
+    stopped = False
     with bar, stop_signals("after this batch") as stop, loading as loader:
+        rank.spread(stop)
         num_layers = len(next(iter(plan.banks.values())).layers)
         began, seen = time.perf_counter(), 0
         for number, batch in zip(numbers, loader, strict=True):
@@ -223,8 +244,10 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
             bar.set_postfix_str(f"{1000 * pace:,.1f} ms per image and layer")
             bar.update(len(order[number]) * rank.count)
             if stop.asked and number != numbers[-1]:
-                raise Stopped("stopped; what is scored is kept, and the same call resumes it")
-    rank.wait()
+                stopped = True
+                break
+    if any(rank.exchange(stopped)):
+        raise Stopped("stopped; what is scored is kept, and the same call resumes it")
 
 
 @torch.no_grad()
@@ -249,7 +272,9 @@ def _score(plan: _Plan, batch: Batch) -> Findings:
 
 def _finish(plan: _Plan) -> None:
     """Join what all processes have found."""
-    plan.bad.add(plan.table.bad())
+    count = len(plan.order)
+    plan.table.whole(count)
+    plan.bad.add(plan.table.bad(range(count)))
     facts = {
         "bad_images": plan.bad.reasons,
         "metrics": {metric.key: asdict(metric) for metric in plan.evaluation.metrics},
@@ -257,4 +282,4 @@ def _finish(plan: _Plan) -> None:
         "settings": asdict(plan.evaluation.settings),
         **plan.evaluation.facts(),
     }
-    plan.table.finish(len(plan.order), facts, plan.evaluation.conclude)
+    plan.table.finish(count, facts, plan.evaluation.conclude)

@@ -3,15 +3,14 @@
 innervision train --mllm llava-hf/llava-1.5-7b-hf --targets depth,seg,gen --images coco/train2017 --out runs/a
 """
 
-import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -21,12 +20,15 @@ from innervision.data import ImageSet, find_images
 from innervision.data.loader import BadImages, load_batches
 from innervision.data.sources import short_hash
 from innervision.engine.descent import Descent
+from innervision.engine.environment import made_by
 from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.learner import Learner
 from innervision.engine.log import TrainingLog
+from innervision.engine.processes import Rank, join_processes
 from innervision.engine.run import FREE_TO_CHANGE, RunFolder
 from innervision.engine.session import BLANK_COLOUR, BLANK_SIZE, Session, memory_errors
-from innervision.engine.solver import Solver
+from innervision.engine.solver import FRACTIONS, Solver
+from innervision.engine.steps import Step, count_images, plan_steps
 from innervision.errors import InnerVisionError, require
 from innervision.files import locked
 from innervision.mllm import MLLM
@@ -42,9 +44,6 @@ FEW_STEPS = 20
 OF_TRAINED_PROBES = ("epochs", "lr", "weight_decay", "warmup", "clip")
 """Settings that exact probes do not have."""
 
-Step = list[list[int]]
-"""The images of one optimizer step: for each of its micro-batches their indices."""
-
 
 def fit(
     settings: TrainSettings,
@@ -57,7 +56,9 @@ def fit(
 ) -> dict[str, ProbeBank]:
     """Train the probes of a run and write its folder.
 
-    On a CPU the same settings give the same probes, bit for bit, also when the run was stopped and resumed.
+    On a CPU the same settings give the same probes, bit for bit, also when the run was stopped and resumed. Where
+    torchrun or accelerate launch started several processes, each takes a share of every step's images, and the first
+    one writes; the probes are those of one process but for rounding.
 
     Args:
         settings: of the run.
@@ -68,20 +69,24 @@ def fit(
         progress: show a bar.
 
     Returns:
-        The trained bank of each target, by name, each probe on the device of its layer.
+        The trained bank of each target, by name, each probe on the device of its layer; of several processes the first
+        has them.
 
     Raises:
-        InnerVisionError: anything that the user can put right, before work starts where possible.
+        InnerVisionError: anything that the user can put right, before work starts where possible; of several processes
+            one has failed, or is gone.
         Stopped: by Ctrl-C, SIGTERM or SIGHUP, after the state was saved.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InnerVisionError("training runs in one process; start it without torchrun or accelerate launch")
-    with locked(RunFolder(settings.out).lock), memory_errors("lower micro_batch_size, or probe fewer layers"):
-        plan = _plan(settings, resume, mllm, targets, trust_remote_code)
-        if resume and (finished := _finished(plan)):
-            return finished
-        _loop(plan, progress)
-        return _finish(plan, progress)
+    with join_processes(settings.device) as rank, ExitStack() as stack:
+        settings = _with_absolute_paths(settings)
+        rank.require_alike({**asdict(settings), "device": None, "resume": resume, **made_by()})
+        rank.first(lambda: stack.enter_context(locked(RunFolder(settings.out).lock)))
+        with memory_errors("lower micro_batch_size, or probe fewer layers"):
+            plan = _plan(settings, resume, rank, mllm, targets, trust_remote_code)
+            if resume and rank.first(lambda: _is_finished(plan)):
+                return _finished(plan) if plan.leads else {}
+            _loop(plan, progress)
+            return _finish(plan, progress)
 
 
 @dataclass
@@ -89,34 +94,46 @@ class _Plan:
     """What is trained: the run, its models and images, and the steps."""
 
     run: RunFolder
+    rank: Rank
     session: Session
     learner: Learner
     images: ImageSet
     bad: BadImages
     steps: list[Step]
-    log: TrainingLog
+    log: TrainingLog | None
+    """Of the first process."""
     record: dict[str, Any]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank.index == 0
 
 
 def _plan(
     settings: TrainSettings,
     resume: bool,
+    rank: Rank,
     mllm: MLLM | None,
     targets: Sequence[Target] | None,
     trust_remote_code: bool,
 ) -> _Plan:
     """Check what can be checked before models are loaded, load them, and go back to what was saved, if anything."""
-    settings = _with_absolute_paths(settings)
     run = RunFolder(settings.out)
-    run.remove_half_written()
-    run.check_free(settings, resume)
-    epochs = 1 if _is_exact(settings) else settings.epochs
-    log = TrainingLog(run.log, settings)
-    images = find_images(settings.images)
-    if settings.limit is not None:
-        images = images.sample(settings.limit, settings.seed)
-    bad = BadImages(images, settings.max_bad)
-    bad.look_ahead(images)
+    exact = _is_exact(settings)
+
+    def look() -> tuple[ImageSet, BadImages]:
+        run.remove_half_written()
+        run.check_free(settings, resume)
+        images = find_images(settings.images)
+        if settings.limit is not None:
+            images = images.sample(settings.limit, settings.seed)
+        bad = BadImages(images, settings.max_bad)
+        bad.look_ahead(images)
+        return images, bad
+
+    images, bad = rank.first(look)  # what a shared drive shows may differ from machine to machine
+    log = TrainingLog(run.log, settings) if rank.index == 0 else None
     for note in images.notes:
         tell(note)
     tell_left_out(bad.reasons)
@@ -125,7 +142,7 @@ def _plan(
         "train",
         mllm=mllm,
         targets=targets,
-        device=settings.device,
+        device=settings.device or rank.device,
         trust_remote_code=trust_remote_code,
     )
     mllm = session.mllm
@@ -143,8 +160,35 @@ def _plan(
         target.name: session.place(ProbeBank.for_models(mllm, target, layers, probe, seed=settings.seed))
         for target in session.targets
     }
-    steps = [step for epoch in range(epochs) for step in _steps(len(images), epoch, settings)]
-    learner = _learner(session, banks, layers, images, steps)
+    milestones = count_images(FRACTIONS, len(images)) if exact else []
+    steps = plan_steps(
+        len(images),
+        epochs=1 if exact else settings.epochs,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        milestones=milestones,
+        rank=rank,
+    )
+    learner: Learner
+    if exact:
+        seen = accumulate(step.size for step in steps)
+        learner = solver = Solver(
+            session,
+            banks,
+            layers,
+            images.names,
+            {number for number, each in enumerate(seen, 1) if each in milestones},
+            rank,
+        )
+        tell(f"exact probes: their sums take {solver.cost}")
+    else:
+        if len(steps) < FEW_STEPS:
+            tell(
+                f"warning: {len(images):,} images in batches of {settings.batch_size} make {len(steps)} optimizer "
+                "steps, too few to learn from: lower batch_size or raise epochs"
+            )
+        learner = Descent(session, banks, layers, len(steps), rank)
     record: dict[str, Any] = {
         "mllm": {"name": mllm.name, "revision": mllm.revision, "num_layers": mllm.num_layers},
         "experts": {
@@ -152,20 +196,23 @@ def _plan(
             for target in session.targets
         },
         "layers": list(layers),
-        "images": {"found": len(images), "missing": len(images.missing), "files": images.fingerprint()},
+        "images": {"found": len(images), "missing": len(images.missing), "files": rank.first(images.fingerprint)},
         "parameters": {name: bank.num_parameters() for name, bank in banks.items()},
+        "processes": rank.count,
         "setup": session.setup(),
     }
+    rank.require_alike({name: record[name] for name in ("mllm", "experts", "layers")})
     fixed = {name: value for name, value in asdict(settings).items() if name not in FREE_TO_CHANGE}
     learner.run = short_hash([fixed, *(record[key] for key in ("mllm", "experts", "layers", "images"))])
     if resume:
         run.check_same(record)
-        if run.state.exists():
+        if rank.first(run.state.exists):
             learner.restore(run.state)
+        rank.require_alike({"the saved step": learner.step})
         bad.add(list(learner.bad.items()))
-        if notes := [*(run.record().get("notes") or []), *_changes(run.settings(), settings, learner.step)]:
+        if notes := [*(run.record().get("notes") or []), *_changes(run, settings, rank, learner.step)]:
             record["notes"] = notes
-    return _Plan(run, session, learner, images, bad, steps, log, record)
+    return _Plan(run, rank, session, learner, images, bad, steps, log, record)
 
 
 def _have_places(session: Session) -> bool:
@@ -174,22 +221,6 @@ def _have_places(session: Session) -> bool:
     places = session.place_finder.find(inputs.to(session.mllm.device), [0])[0]
     visible = inputs.visible(session.settings.tokens).to(places.device)
     return bool((places.isfinite().all(dim=2) & visible).any())
-
-
-def _learner(
-    session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], images: ImageSet, steps: Sequence[Step]
-) -> Learner:
-    """Give what fits probes of the run's kind, and tell what the user should know of it before it begins."""
-    if _is_exact(session.settings):
-        solver = Solver(session, banks, layers, images.names)
-        tell(f"exact probes: their sums take {solver.cost}")
-        return solver
-    if len(steps) < FEW_STEPS:
-        tell(
-            f"warning: {len(images):,} images in batches of {session.settings.batch_size} make {len(steps)} optimizer "
-            "steps, too few to learn from: lower batch_size or raise epochs"
-        )
-    return Descent(session, banks, layers, num_steps=len(steps))
 
 
 def _is_exact(settings: TrainSettings) -> bool:
@@ -209,14 +240,22 @@ def _is_exact(settings: TrainSettings) -> bool:
     return True
 
 
-def _changes(before: TrainSettings, now: TrainSettings, step: int) -> list[str]:
+def _changes(run: RunFolder, settings: TrainSettings, rank: Rank, step: int) -> list[str]:
     """Note, and tell, what changes in a run that is resumed after a step and shows in its result."""
-    if before.micro_batch_size == now.micro_batch_size:
-        return []
-    sizes = f"{now.micro_batch_size} from step {step + 1} on, {before.micro_batch_size} before"
-    note = f"micro_batch_size is {sizes}: the probes differ from those of a run with one size by rounding"
-    tell(note)
-    return [note]
+    before = {
+        "micro_batch_size": run.settings().micro_batch_size,
+        "the number of processes": run.record().get("processes", 1),
+    }
+    now = {"micro_batch_size": settings.micro_batch_size, "the number of processes": rank.count}
+    notes = [
+        f"{name} is {now[name]} from step {step + 1} on, {before[name]} before: the probes differ from those of a run "
+        "that kept it by rounding"
+        for name in now
+        if now[name] != before[name]
+    ]
+    for note in notes:
+        tell(note)
+    return notes
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -226,10 +265,12 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     return replace(settings, mllm=absolute(settings.mllm), targets=targets, images=images)
 
 
-def _finished(plan: _Plan) -> dict[str, ProbeBank] | None:
+def _is_finished(plan: _Plan) -> bool:
+    return all(plan.run.probes(target.name).exists() for target in plan.session.targets)
+
+
+def _finished(plan: _Plan) -> dict[str, ProbeBank]:
     """Read the probes of a run that is done already."""
-    if not all(plan.run.probes(target.name).exists() for target in plan.session.targets):
-        return None
     banks = {target.name: ProbeBank.load(plan.run.probes(target.name)) for target in plan.session.targets}
     for target in plan.session.targets:
         banks[target.name].check(plan.session.mllm, target)
@@ -241,55 +282,71 @@ def _loop(plan: _Plan, progress: bool) -> None:
     """Take the steps that are left, and save now and then.
 
     Raises:
-        Stopped: by Ctrl-C or SIGTERM, after the state was saved.
+        Stopped: by Ctrl-C or SIGTERM to any of the processes, after the state was saved.
     """
-    run, learner, settings = plan.run, plan.learner, plan.session.settings
-    run.write_settings(settings, plan.record)
-    run.write_bad_images(plan.bad.reasons)
-    order = [*chain.from_iterable(plan.steps)]
-    start = sum(map(len, plan.steps[: learner.step]))
+    run, learner, settings, rank = plan.run, plan.learner, plan.session.settings, plan.rank
+    if plan.leads:
+        run.write_settings(settings, plan.record)
+        run.write_bad_images(plan.bad.reasons)
+    order = [batch for step in plan.steps for batch in step.batches]
     loading = load_batches(
         plan.session.batches(plan.images, order),
-        range(start, len(order)),
+        range(sum(len(step.batches) for step in plan.steps[: learner.step]), len(order)),
         workers=settings.workers,
         pin_memory=plan.session.mllm.device.type == "cuda",
     )
     bar = tqdm(
-        total=sum(map(len, order)),
-        initial=sum(map(len, order[:start])),
+        total=sum(step.size for step in plan.steps),
+        initial=sum(step.size for step in plan.steps[: learner.step]),
         desc="reading layers" if _is_exact(settings) else "training",
         unit=" images",
-        disable=not progress,
+        disable=not progress or not plan.leads,
         dynamic_ncols=True,
     )
+    writing = plan.log.open(learner.step) if plan.log else nullcontext()
     saved = time.monotonic()
-    with bar, plan.log.open(learner.step) as log, stop_signals("after this step") as stop, loading as loader:
+    with bar, writing as log, stop_signals("after this step") as stop, loading as loader:
+        rank.spread(stop)
         for step in plan.steps[learner.step :]:
             began = time.perf_counter()
-            for _ in step:
+            bad = []
+            for _ in step.batches:
                 batch = next(loader)
-                try:
-                    new = plan.bad.add(batch.bad)
-                finally:
-                    if batch.bad:
-                        run.write_bad_images(plan.bad.reasons)
-                for name in new:
-                    tell(f"left out {name}: {plan.bad.reasons[name]}")
+                bad += batch.bad
                 learner.learn(batch)
+            due = time.monotonic() - saved >= 60 * settings.save_minutes
+            told_by_all = rank.exchange((bad, stop.asked, due))
+            stopping, due = any(asked for _, asked, _ in told_by_all), told_by_all[0][2]
+            _leave_out(plan, [each for some, _, _ in told_by_all for each in some])
             told = learner.finish_step()
-            size = sum(map(len, step))
-            pace = round(size / (time.perf_counter() - began), 3)
-            log.write({"step": learner.step, "of": len(plan.steps), "images_per_second": pace, **told})
+            pace = round(step.size / (time.perf_counter() - began), 3)
+            if log:
+                log.write({"step": learner.step, "of": len(plan.steps), "images_per_second": pace, **told})
             if losses := told.get("loss"):
                 bar.set_postfix({name: f"{sum(each.values()) / len(each):.4f}" for name, each in losses.items()})
-            bar.update(size)
+            bar.update(step.size)
             done = learner.step == len(plan.steps)
-            if done or stop.asked or time.monotonic() - saved >= 60 * settings.save_minutes:
+            if done or stopping or due:
                 learner.bad = plan.bad.reasons
                 learner.save(run.state)
                 saved = time.monotonic()
-            if stop.asked and not done:
+            if stopping and not done:
                 raise Stopped(f"stopped after step {learner.step} of {len(plan.steps)}; --resume resumes it")
+
+
+def _leave_out(plan: _Plan, bad: Sequence[tuple[str, str]]) -> None:
+    """Count and tell (name, reason) of the images of a step that were left out.
+
+    Raises:
+        InnerVisionError: there are too many.
+    """
+    try:
+        new = plan.bad.add(bad)
+    finally:
+        if bad and plan.leads:
+            plan.run.write_bad_images(plan.bad.reasons)
+    for name in new:
+        tell(f"left out {name}: {plan.bad.reasons[name]}")
 
 
 def _finish(plan: _Plan, progress: bool) -> dict[str, ProbeBank]:
@@ -299,7 +356,6 @@ def _finish(plan: _Plan, progress: bool) -> dict[str, ProbeBank]:
         InnerVisionError: nothing was learnt, since no image could be read.
     """
     run, learner, settings = plan.run, plan.learner, plan.session.settings
-    run.write_bad_images(plan.bad.reasons)
     require(learner.count > 0, f"nothing was learnt: none of the images in {settings.images} could be read")
     facts = {
         "prompt": settings.prompt,
@@ -308,17 +364,9 @@ def _finish(plan: _Plan, progress: bool) -> dict[str, ProbeBank]:
         "images": learner.count,
     }
     found = learner.finish(progress)
+    if not plan.leads:
+        return {}
     for name, bank in learner.banks.items():
-        bank.mean.copy_(learner.mean(name))
         bank.save(run.probes(name), facts | found[name])
     run.state.unlink(missing_ok=True)
     return learner.banks
-
-
-def _steps(num_images: int, epoch: int, settings: TrainSettings) -> list[Step]:
-    """Give the steps of an epoch, in which each image comes up once."""
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
-    shuffled = torch.randperm(num_images, generator=generator).tolist()
-    steps = [shuffled[i : i + settings.batch_size] for i in range(0, num_images, settings.batch_size)]
-    size = settings.micro_batch_size
-    return [[step[i : i + size] for i in range(0, len(step), size)] for step in steps]

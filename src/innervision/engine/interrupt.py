@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from innervision.terminal import tell
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Names of the signals that ask to stop: Ctrl-C, `kill` and schedulers, a terminal that is closed."""
+
+
+AGAIN = 3.0
+"""Seconds in which further signals are the same request: a terminal and what started this process may both send one."""
 
 
 class Stopped(InnerVisionError):
@@ -29,17 +34,21 @@ class StopRequest:
 
 @contextmanager
 def stop_signals(when: str) -> Iterator[StopRequest]:
-    """Turn the first signal to stop into `asked = True`; a second one ends the process at once.
+    """Turn the first signal to stop into `asked = True`; another one, later, ends the process at once.
 
     Args:
         when: the work will stop, for the line that says so.
     """
     stop = StopRequest()
     before: dict[int, Any] = {}
+    first: list[float] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
-            end_at_once(128 + number)
+        if first:
+            if time.monotonic() - first[0] > AGAIN:
+                end_at_once(128 + number)
+            return
+        first.append(time.monotonic())
         stop.asked = True
         with suppress(OSError):  # the terminal may be gone
             tell(f"stopping {when} (again to stop at once)")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from innervision.data.loader import Batch
+from innervision.engine.processes import Rank
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError, first_line, require
 from innervision.files import atomic_write
@@ -18,15 +19,27 @@ from innervision.probes import ProbeBank
 class Learner(ABC):
     """The probes of a run, and how they are fitted."""
 
-    def __init__(self, session: Session, banks: dict[str, ProbeBank], layers: Sequence[int]) -> None:
-        """Start without images."""
+    def __init__(
+        self, session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], rank: Rank | None = None
+    ) -> None:
+        """Start without images.
+
+        Args:
+            session: the models.
+            banks: what is fitted, by target.
+            layers: to be probed.
+            rank: of this process; all fit the same probes, each from its own images, and sum what they find.
+        """
         self.session = session
         self.banks = banks
         self.layers = layers
+        self.rank = rank or Rank()
         self.step = 0
         """Steps that are done."""
         self.count = 0
-        """Images that were seen."""
+        """Images that all processes have seen in these steps."""
+        self.step_size = 0
+        """Images that this process has seen since."""
         self.bad: dict[str, str] = {}
         """Images that were left out, and why."""
         self.run: str | None = None
@@ -34,19 +47,22 @@ class Learner(ABC):
 
     @abstractmethod
     def learn(self, batch: Batch) -> None:
-        """Take a batch: one pass of the MLLM and of each expert."""
+        """Take a batch of this process's images: one pass of the MLLM and of each expert."""
 
     @abstractmethod
     def finish_step(self) -> dict[str, Any]:
-        """End a step, and say what the log tells of it."""
+        """End a step of all processes, and say what the log tells of it."""
 
     @abstractmethod
     def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
-        """Bring the banks to their last state once all images were seen, and give facts for each one's file."""
+        """Bring the banks of the first process to their last state, and give facts for each one's file.
+
+        All images were seen, and one at least could be read.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Give what a resumed run needs beside `step`, `count` and `bad`."""
+        """Give the first process what a resumed run needs beside `step`, `count` and `bad`."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -65,15 +81,11 @@ class Learner(ABC):
                     f"the expert of {name} gives features that are not finite for one of {', '.join(batch.names)}: "
                     "leave the image out, or try expert_dtype=float32"
                 )
-        self.count += len(batch.names)
+        self.step_size += len(batch.names)
         return truth
 
-    @abstractmethod
-    def mean(self, name: str) -> Tensor:
-        """Give the mean of a target's features over the images seen.  # (N, C) float64"""
-
     def save(self, path: Path) -> None:
-        """Write all that `restore` needs, atomically."""
+        """Let the first process write all that `restore` needs, atomically."""
         state = {
             "run": self.run,
             "step": self.step,
@@ -81,6 +93,8 @@ class Learner(ABC):
             "bad": self.bad,
             **self.state(),
         }
+        if self.rank.index > 0:
+            return
         with atomic_write(path) as temporary:
             try:
                 torch.save(state, temporary)

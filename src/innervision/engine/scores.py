@@ -9,7 +9,8 @@ RUN/scores/.NAME/000012.*       parts of an evaluation that is not finished, by 
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ SCHEMA = pa.schema(
 
 WEIGHTED_SCHEMA = pa.schema([*SCHEMA, ("group", pa.string()), ("weight", pa.float64())])
 """Of the table of a task. The group is null where the score belongs to none; see `tasks.evaluation.Scores`."""
+
+PATIENCE = 60.0
+"""Seconds after which a part that a shared drive does not show is taken to be missing."""
 
 Conclude = Callable[[Kept], Iterator[tuple[Sequence[Label], Scores]]]
 """`Evaluation.conclude`."""
@@ -102,17 +106,13 @@ class ScoreTable:
     def done(self) -> set[int]:
         """Give the numbers of the parts that are there; one that is broken, or lacks its arrays, is deleted."""
         for path in self._tables():
-            try:
-                whole = not _facts(path)["arrays"] or len(safe_open(path.with_suffix(".safetensors"), "np").keys()) > 0
-            except (OSError, ValueError, KeyError, SafetensorError, InnerVisionError):  # pyarrow's are among these
-                whole = False
-            if not whole:
+            if not _is_whole(path):
                 path.unlink()
         return {int(path.stem) for path in self._tables()}
 
-    def bad(self) -> list[tuple[str, str]]:
-        """Read which images the parts leave out, and why."""
-        return [(name, reason) for path in self._tables() for name, reason in _facts(path)["bad"]]
+    def bad(self, numbers: Iterable[int]) -> list[tuple[str, str]]:
+        """Read which images the parts of these numbers leave out, and why."""
+        return [(name, reason) for number in sorted(numbers) for name, reason in _facts(self._part(number))["bad"]]
 
     def write_part(
         self, number: int, findings: Findings, hashes: Mapping[str, str], bad: Sequence[tuple[str, str]]
@@ -125,7 +125,7 @@ class ScoreTable:
             hashes: by the names of these images a hash of each file's content.
             bad: (name, reason) of the images that were left out.
         """
-        path = self.parts / f"{number:06}.parquet"
+        path = self._part(number)
         if findings.arrays:
             arrays = {
                 json.dumps([*key, name]): array.cpu().contiguous()
@@ -154,48 +154,43 @@ class ScoreTable:
         Raises:
             InnerVisionError: a part is missing; those that are there stay.
         """
-        if lacking := sorted(set(range(count)) - self.done()):
-            raise InnerVisionError(
-                f"{self.path} cannot be finished: {len(lacking)} of its {count} batches were not scored (the first is "
-                f"number {lacking[0]}). Call again: only these are left to do"
-            )
+        parts = self.whole(count)
         schema = self.schema.with_metadata({"plan": json.dumps(self.plan)})
         images: dict[str, str] = {}
         with atomic_write(self.path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-            for path in self._tables():
+            for path in parts:
                 images |= _facts(path)["images"]
                 writer.write_table(pq.read_table(path).replace_schema_metadata())
-            for scores in conclude(self._kept()):
+            for scores in conclude(_kept(parts)):
                 writer.write_table(self._rows([scores]))
         with atomic_write(self.facts) as temporary:
             content = {"plan": self.plan, "images": images, **facts}
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
         shutil.rmtree(self.parts)
 
+    def whole(self, count: int) -> list[Path]:
+        """Give the paths of all parts. A shared drive may take a while to show what other machines have written.
+
+        Raises:
+            InnerVisionError: one of the `count` parts is still missing after `PATIENCE` seconds, or broken.
+        """
+        paths = [self._part(number) for number in range(count)]
+        deadline = time.monotonic() + PATIENCE
+        while not all(path.exists() for path in paths) and time.monotonic() < deadline:
+            self._tables()  # to list a folder anew lets some drives see what is new in it
+            time.sleep(0.5)
+        if lacking := [number for number, path in enumerate(paths) if not _is_whole(path)]:
+            raise InnerVisionError(
+                f"{self.path} cannot be finished: {len(lacking)} of its {count} batches were not scored (the first is "
+                f"number {lacking[0]}). Call again: only these are left to do"
+            )
+        return paths
+
+    def _part(self, number: int) -> Path:
+        return self.parts / f"{number:06}.parquet"
+
     def _tables(self) -> list[Path]:
         return sorted(path for path in self.parts.glob("*.parquet") if path.stem.isdecimal())
-
-    def _kept(self) -> Kept:
-        """Find the arrays of all parts."""
-        files: dict[str, list[Any]] = {}  # by key in the files
-        images: list[str] = []
-        for path in self._tables():
-            if (kept := path.with_suffix(".safetensors")).exists():
-                file = safe_open(kept, "numpy")
-                images.extend(_facts(path)["images"])
-                for key in file.offset_keys():
-                    files.setdefault(key, []).append(file)
-        names: dict[tuple[str, str, int | None], dict[str, str]] = {}
-        for key in files:
-            target, source, layer, name = json.loads(key)
-            names.setdefault((target, source, layer), {})[name] = key
-
-        def read(key: tuple[str, str, int | None]) -> dict[str, NDArray[Any]]:
-            return {
-                name: np.concatenate([file.get_tensor(key) for file in files[key]]) for name, key in names[key].items()
-            }
-
-        return Kept(images, list(names), read)
 
     def _rows(self, found: Sequence[tuple[Sequence[Label], Scores]]) -> pa.Table:
         """Make rows of the table."""
@@ -230,6 +225,35 @@ def _read_plan(path: Path) -> dict[str, Any]:
     except InnerVisionError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _kept(parts: Sequence[Path]) -> Kept:
+    """Find the arrays of all parts."""
+    files: dict[str, list[Any]] = {}  # by key in the files
+    images: list[str] = []
+    for path in parts:
+        if (kept := path.with_suffix(".safetensors")).exists():
+            file = safe_open(kept, "numpy")
+            images.extend(_facts(path)["images"])
+            for key in file.offset_keys():
+                files.setdefault(key, []).append(file)
+    names: dict[tuple[str, str, int | None], dict[str, str]] = {}
+    for key in files:
+        target, source, layer, name = json.loads(key)
+        names.setdefault((target, source, layer), {})[name] = key
+
+    def read(key: tuple[str, str, int | None]) -> dict[str, NDArray[Any]]:
+        return {name: np.concatenate([file.get_tensor(key) for file in files[key]]) for name, key in names[key].items()}
+
+    return Kept(images, list(names), read)
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a part is there, and has its arrays."""
+    try:
+        return not _facts(path)["arrays"] or len(safe_open(path.with_suffix(".safetensors"), "np").keys()) > 0
+    except (OSError, ValueError, KeyError, SafetensorError, InnerVisionError):  # pyarrow's are among these
+        return False
 
 
 def _facts(table: Path) -> dict[str, Any]:

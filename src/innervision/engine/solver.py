@@ -1,23 +1,26 @@
 """Exact probes: sums over one pass of the images, and their solution."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from innervision.data.loader import Batch
 from innervision.engine.learner import Learner
+from innervision.engine.memory import check_memory
+from innervision.engine.processes import Rank
 from innervision.engine.session import Session
-from innervision.errors import InnerVisionError, require
+from innervision.engine.total import total_features, total_states
+from innervision.errors import require
 from innervision.probes import ProbeBank
 from innervision.probes.moments import (
     FIT,
     HELD_OUT,
+    Choice,
     FeatureMoments,
     Solution,
     StateMoments,
@@ -34,9 +37,6 @@ FEWEST = 5
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Of the images, after which the probes are solved to see what more images bring."""
 
-WORKING_COPIES = 10
-"""Matrices of D × D numbers in float64 that solving a layer holds at once, at most."""
-
 SOME_UNSEEN = 0.001
 """Share of cells that were not shown to the MLLM from which on it is told."""
 
@@ -48,7 +48,13 @@ class Solver(Learner):
     """The sums of a run's exact probes, for every layer."""
 
     def __init__(
-        self, session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], names: Sequence[str]
+        self,
+        session: Session,
+        banks: dict[str, ProbeBank],
+        layers: Sequence[int],
+        names: Sequence[str],
+        milestones: Container[int] = (),
+        rank: Rank | None = None,
     ) -> None:
         """Make room for the sums.
 
@@ -57,18 +63,20 @@ class Solver(Learner):
             banks: of exact probes.
             layers: to be probed.
             names: of all images, of which a fifth is held out.
+            milestones: numbers of the steps after which is solved what was seen so far.
+            rank: of this process, see `Learner`.
 
         Raises:
             InnerVisionError: there are too few images, or memory does not suffice.
         """
-        super().__init__(session, banks, layers)
+        super().__init__(session, banks, layers, rank)
         require(
             len(names) >= FEWEST,
             f"exact probes need at least {FEWEST} images, some to fit and some to choose the penalty; {len(names)} "
             "were found",
         )
         self.held_out = held_out_fifth(names)
-        self.milestones = [fraction * len(names) for fraction in FRACTIONS]
+        self.milestones = milestones
         self.cells = {name: self._probe(name, layers[0]).num_cells for name in banks}
         """Number of cells that share a map, by target."""
         bank = next(iter(banks.values()))
@@ -85,14 +93,17 @@ class Solver(Learner):
             moments = StateMoments(cells, bank.info.widths[layer], widths, _sum_dtype(bank.device_of(layer)))
             self.states[f"{layer}/{cells}"] = moments
             devices[moments] = bank.device_of(layer)
-        self.cost = _check_memory(devices)
+        self.jobs = [*product(layers, self._readings())]
+        """What is solved, layers and numbers of cells. The processes take them in turn."""
+        self.cost = check_memory(devices, len(FRACTIONS), self.rank)
         """What the sums take, in words."""
         for module, device in devices.items():
             module.to_empty(device=device)
             for buffer in module.buffers():
                 buffer.zero_()
         self.estimates: list[dict[str, Any]] = []
-        """Solutions over the first images: their number, and by target and layer weights and means (float32, CPU)."""
+        """Solutions over the first images: their number, and by target and layer weights (float32) and means on the
+        CPU, of what this process solves."""
 
     def learn(self, batch: Batch) -> None:
         """Add a batch to the sums. See `Learner.learn`."""
@@ -116,12 +127,16 @@ class Solver(Learner):
 
         needed = any(bank.needs_places for bank in self.banks.values())
         self.session.read(batch.inputs, add, self.layers, places=needed)
-        if self.milestones and self.count >= self.milestones[0]:
-            self._estimate()
 
     def finish_step(self) -> dict[str, Any]:
-        """Count the step."""
+        """Count the step, and solve for what was seen so far if it is a milestone."""
+        size = torch.tensor(self.step_size)
+        self.rank.sum([size])
         self.step += 1
+        self.count += int(size)
+        self.step_size = 0
+        if self.step in self.milestones:
+            self._estimate()
         return {}
 
     def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
@@ -135,56 +150,64 @@ class Solver(Learner):
         Raises:
             InnerVisionError: there is nothing to explain, or states are not finite.
         """
-        for name in self.banks:
-            self._check_features(name, self._features(name))
-        facts: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
-        jobs = [*product(self.layers, self._readings())]
-        for layer, cells in tqdm(jobs, desc="solving", unit=" layers", disable=not progress, dynamic_ncols=True):
-            states = self._moments(layer, cells)
-            _check_states(layer, states)
-            features = {name: self._features(name) for name in states.targets}
-            for name, choice in choose(states, features).items():
-                device = choice.solution.weight.device
-                curve = [
-                    *((each["images"], _solution(each["solutions"][name][layer], device)) for each in self.estimates),
-                    (self.count, choice.solution),
-                ]
-                facts[name][layer] = {
-                    "penalty": None if math.isinf(choice.penalty) else choice.penalty,
-                    "images": [count for count, _ in curve],
-                    "explained_variance": [
-                        solution.explained(name, states, features[name], [HELD_OUT]) for _, solution in curve
-                    ],
-                    "unseen": 1 - float(states.counts.sum() / (features[name].images.sum() * cells)),
-                }
-                solution = solve(states, features[name], name, choice.penalty)
-                states_mean = states.pivot.to(solution.states_mean) + solution.states_mean
-                features_mean = self.mean(name).view(solution.features_mean.shape)
-                self._probe(name, layer).set_solution(solution.weight, states_mean, features_mean)
+        features = self._total_features()
+        for name, each in features.items():
+            self._check_features(name, each)
+            self.banks[name].mean.copy_(each.mean([FIT, HELD_OUT]).view(self.banks[name].mean.shape))
+        mine: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
+        silent = not progress or self.rank.index > 0
+        solving = tqdm(self._total_states(features), "solving", len(self._mine()), unit=" layers", disable=silent)
+        for layer, states in solving:
+            for name, choice in choose(states, {name: features[name] for name in states.targets}).items():
+                mine[name][layer] = self._finish_layer(name, layer, states, features[name], choice)
+        for owner, (layer, cells) in self._owners():
+            for name in self._readings()[cells]:
+                probe = self._probe(name, layer)
+                found = self.rank.bring({key: value.cpu() for key, value in probe.state_dict().items()}, owner)
+                if found is not None and owner > 0:
+                    probe.load_state_dict(found)
+        told = self.rank.exchange(mine)
+        facts = {
+            name: {layer: each[name][layer] for layer in self.layers for each in told if layer in each[name]}
+            for name in self.banks
+        }
         for name, by_layer in facts.items():
             for line in (_tell_unseen(name, by_layer), _advise(name, by_layer)):
                 if line:
                     tell(line)
         return {name: {"held_out": by_layer} for name, by_layer in facts.items()}
 
-    def mean(self, name: str) -> Tensor:
-        """See `Learner.mean`."""
-        return self._features(name).mean([FIT, HELD_OUT]).cpu().view(self.banks[name].mean.shape)
-
     def state(self) -> dict[str, Any]:
         """Give the sums, and the solutions on the way."""
+        features = self._total_features()
+        states = {}
+        for layer, cells in self.jobs:
+            total = total_states(self._moments(layer, cells), self._shifts(features, cells), self.rank, to=0)
+            if self.rank.index == 0:
+                states[f"{layer}/{cells}"] = (total.cpu() if self.rank.count > 1 else total).state_dict()
         return {
-            "features": self.features.state_dict(),
-            "states": self.states.state_dict(),
-            "milestones": self.milestones,
-            "estimates": self.estimates,
+            "features": {name: total.state_dict() for name, total in features.items()},
+            "states": states,
+            "estimates": [self._bring_estimate(estimate) for estimate in self.estimates],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See `Learner.load_state`."""
-        self.features.load_state_dict(state["features"])
-        self.states.load_state_dict(state["states"])
-        self.milestones, self.estimates = state["milestones"], state["estimates"]
+        if self.rank.index == 0:  # which goes on with what all have summed
+            for name, sums in state["features"].items():
+                self._features(name).load_state_dict(sums)
+            for layer, cells in self.jobs:
+                self._moments(layer, cells).load_state_dict(state["states"][f"{layer}/{cells}"])
+        self.estimates = [
+            {
+                "images": estimate["images"],
+                "solutions": {
+                    name: {layer: by_layer[layer] for layer, cells in self._mine() if name in self._readings()[cells]}
+                    for name, by_layer in estimate["solutions"].items()
+                },
+            }
+            for estimate in state["estimates"]
+        ]
 
     def _readings(self) -> dict[int, list[str]]:
         """Give the targets that share the states in so many cells."""
@@ -205,21 +228,76 @@ class Solver(Learner):
         assert isinstance(moments, StateMoments)
         return moments
 
+    def _owners(self) -> list[tuple[int, tuple[int, int]]]:
+        """Give for each job the index of the process that does it."""
+        return [(number % self.rank.count, job) for number, job in enumerate(self.jobs)]
+
+    def _mine(self) -> list[tuple[int, int]]:
+        """Give the jobs of this process."""
+        return [job for owner, job in self._owners() if owner == self.rank.index]
+
+    def _total_features(self) -> dict[str, FeatureMoments]:
+        return {name: total_features(self._features(name), self.rank) for name in self.banks}
+
+    def _shifts(self, totals: Mapping[str, FeatureMoments], cells: int) -> dict[str, Tensor]:
+        return {name: self._features(name).pivot - totals[name].pivot for name in self._readings()[cells]}
+
+    def _total_states(self, features: Mapping[str, FeatureMoments]) -> Iterator[tuple[int, StateMoments]]:
+        """Give the layers that this process solves, each with the sums of all processes.
+
+        Each process has one layer at a time, so that all solve at once.
+
+        Raises:
+            InnerVisionError: states are not finite.
+        """
+        owners = self._owners()
+        for start in range(0, len(owners), self.rank.count):
+            mine = []
+            for owner, (layer, cells) in owners[start : start + self.rank.count]:
+                total = total_states(self._moments(layer, cells), self._shifts(features, cells), self.rank, to=owner)
+                if owner == self.rank.index:
+                    mine.append((layer, total))
+            for layer, total in mine:
+                _check_states(layer, total)
+                yield layer, total
+
+    def _finish_layer(
+        self, name: str, layer: int, states: StateMoments, features: FeatureMoments, choice: Choice
+    ) -> dict[str, Any]:
+        """Solve for a target over all images, set the probe, and say what the held-out images tell."""
+        curve = [(self.count, choice.solution)]
+        for estimate in reversed(self.estimates):
+            kept = (tensor.to(choice.solution.weight) for tensor in estimate["solutions"][name][layer])
+            curve.insert(0, (estimate["images"], Solution(*kept).less_pivots(states, features)))
+        solution = solve(states, features, name, choice.penalty).with_pivots(states, features)
+        self._probe(name, layer).set_solution(solution.weight, solution.states_mean, solution.features_mean)
+        return {
+            "penalty": None if math.isinf(choice.penalty) else choice.penalty,
+            "images": [count for count, _ in curve],
+            "explained_variance": [solution.explained(name, states, features, [HELD_OUT]) for _, solution in curve],
+            "unseen": 1 - float(states.counts.sum() / (features.images.sum() * len(states.pivot))),
+        }
+
     def _estimate(self) -> None:
         """Solve for what was seen so far, and keep the maps: they are scored once all held-out images were seen."""
-        while self.milestones and self.count >= self.milestones[0]:
-            del self.milestones[0]
-        if not all(bool((self._features(name).images > 0).all()) for name in self.banks):
+        features = self._total_features()
+        if not all(bool((each.images > 0).all()) for each in features.values()):
             return
         solutions: dict[str, dict[int, tuple[Tensor, ...]]] = {name: {} for name in self.banks}
-        for layer, cells in product(self.layers, self._readings()):
-            states = self._moments(layer, cells)
-            _check_states(layer, states)
-            for name, choice in choose(states, {name: self._features(name) for name in states.targets}).items():
-                found = choice.solution
-                tensors = (found.weight, found.states_mean, found.features_mean)
-                solutions[name][layer] = tuple(tensor.float().cpu() for tensor in tensors)
+        for layer, states in self._total_states(features):
+            for name, choice in choose(states, {name: features[name] for name in states.targets}).items():
+                found = choice.solution.with_pivots(states, features[name])
+                kept = (found.weight.float(), found.states_mean, found.features_mean)
+                solutions[name][layer] = tuple(tensor.cpu() for tensor in kept)
         self.estimates.append({"images": self.count, "solutions": solutions})
+
+    def _bring_estimate(self, estimate: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the first process the solutions of all."""
+        solutions: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
+        for owner, (layer, cells) in self._owners():
+            for name in self._readings()[cells]:
+                solutions[name][layer] = self.rank.bring(estimate["solutions"][name].get(layer), owner)
+        return {"images": estimate["images"], "solutions": solutions}
 
     def _check_features(self, name: str, features: FeatureMoments) -> None:
         fitted, held_out = (int(features.images[part]) for part in (FIT, HELD_OUT))
@@ -240,11 +318,6 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float64 if device.type == "cpu" else torch.float32
 
 
-def _solution(tensors: Sequence[Tensor], device: torch.device) -> Solution:
-    weight, states_mean, features_mean = (tensor.to(device).double() for tensor in tensors)
-    return Solution(weight, states_mean, features_mean)
-
-
 def _check_states(layer: int, states: StateMoments) -> None:
     """See that a layer's sums are finite.
 
@@ -255,48 +328,6 @@ def _check_states(layer: int, states: StateMoments) -> None:
         bool(states.products.isfinite().all()),
         f"layer {layer} has states that are not finite: try dtype=float32, or leave the layer out",
     )
-
-
-def _check_memory(devices: Mapping[FeatureMoments | StateMoments, torch.device]) -> str:
-    """See that the sums, and the solutions that are kept on the way, fit into memory, before they are made.
-
-    Args:
-        devices: of the sums, which have no memory yet.
-
-    Returns:
-        What they take, in words.
-
-    Raises:
-        InnerVisionError: a device has not enough.
-    """
-    needed: dict[torch.device, int] = {}
-    for moments, device in devices.items():
-        size = sum(buffer.numel() * buffer.element_size() for buffer in moments.buffers())
-        needed[device] = needed.get(device, 0) + size
-    of_states = [moments for moments in devices if isinstance(moments, StateMoments)]
-    kept = 4 * len(FRACTIONS) * sum(moments.solution_size() for moments in of_states)
-    needed[torch.device("cpu")] = needed.get(torch.device("cpu"), 0) + kept
-    work = 8 * WORKING_COPIES * max(moments.products.shape[1] for moments in of_states) ** 2
-    for device, size in needed.items():
-        if size + work > (free := _free_memory(device)):
-            raise InnerVisionError(
-                f"exact probes need {_in_units(size + work, 'B')} of memory on {device} for their sums, where "
-                f"{_in_units(free, 'B')} are free: probe fewer layers (layers=every:4), or fewer targets"
-            )
-    operations = sum(moments.operations() for moments in of_states)
-    return f"{_in_units(sum(needed.values()), 'B')} of memory, and {_in_units(operations, 'FLOP')} an image"
-
-
-def _in_units(number: float, unit: str) -> str:
-    """Write a number with a prefix: k, M, G or T."""
-    power = int(min(math.log10(max(number, 1)) / 3, 4))
-    return f"{number / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}{unit}"
-
-
-def _free_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available if device.type in ("cpu", "mps") else math.inf
 
 
 def _tell_unseen(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | None:

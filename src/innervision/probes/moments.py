@@ -6,7 +6,7 @@ explains of those images. All sums are about pivots, near which the values lie, 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -68,6 +68,14 @@ class FeatureMoments(nn.Module):
             self.images[part] += rows.sum()
         return away
 
+    def move(self, pivot: Tensor) -> None:
+        """Let the sums be about another pivot (N, C)."""
+        shift = self.pivot - pivot
+        for part, images in enumerate(self.images):
+            self.squares[part] += 2 * (self.sums[part] * shift).sum() + images * shift.square().sum()
+            self.sums[part] += images * shift
+        self.pivot.copy_(pivot)
+
     def mean(self, parts: list[int]) -> Tensor:
         """Give the mean features over the images of some parts.  # (N, C) float64"""
         return _double(self.pivot) + _features_mean(self, parts)
@@ -126,24 +134,45 @@ class StateMoments(nn.Module):
                 self.get_buffer(f"sums of {name}")[part] += right.sum(dim=0)
                 self.get_buffer(f"products with {name}")[part] += _product(factor, right.flatten(0, 1))
 
+    def move(self, pivot: Tensor, shifts: Mapping[str, Tensor]) -> None:
+        """Let the sums be about another pivot (N, D), and about other pivots of the features.
+
+        Args:
+            pivot: of the states.
+            shifts: for each target the pivot of its features until now less the new one, (N, C).
+        """
+        shift = self.pivot - pivot
+        for part, counts in enumerate(self.counts):
+            weighted = shift * counts[:, None]
+            for name, of_features in shifts.items():
+                sums = self.get_buffer(f"sums of {name}")[part]
+                products = self.get_buffer(f"products with {name}")[part]
+                products += shift.T @ sums + (self.sums[part] + weighted).T @ of_features
+                sums += of_features * counts[:, None]
+            cross = self.sums[part].T @ shift
+            self.products[part] += cross + cross.T + weighted.T @ shift
+            self.sums[part] += weighted
+        self.pivot.copy_(pivot)
+
     def operations(self) -> int:
         """Count the operations for the products of one image."""
         cells, width = self.pivot.shape
         columns = sum((stop - start) * (width - start) for start, stop in _blocks(width))
         return 2 * cells * (columns + width * sum(self.targets.values()))
 
-    def solution_size(self) -> int:
-        """Count the numbers of the solutions for all targets."""
+    def solution_bytes(self) -> int:
+        """Count the bytes of the solutions for all targets, weights in float32 and means in float64."""
         cells, width = self.pivot.shape
-        return sum(width * features + cells * (width + features) for features in self.targets.values())
+        return sum(4 * width * features + 8 * cells * (width + features) for features in self.targets.values())
 
     def states_mean(self, parts: list[int]) -> Tensor:
         """Give the mean states in each cell over the images that show it, less the pivot.  # (N, D) float64
 
-        A cell that no image shows has the pivot.
+        A cell that no image shows has the mean over all cells.
         """
-        counts, sums = _total(self.counts, parts), _total(self.sums, parts)
-        return sums / counts.clamp(min=1)[:, None]
+        counts, sums, pivot = _total(self.counts, parts)[:, None], _total(self.sums, parts), _double(self.pivot)
+        everywhere = (sums + counts * pivot).sum(dim=0) / counts.sum().clamp(min=1)
+        return torch.where(counts > 0, sums / counts.clamp(min=1), everywhere - pivot)
 
     def about(self, states_mean: Tensor, parts: list[int]) -> Tensor:
         """Give the products of states with each other about means (N, D) less the pivot.  # (D, D) float64"""
@@ -187,6 +216,16 @@ class Solution:
         products = states.about(self.states_mean, parts)
         with_features = states.about_with(name, self.states_mean, self.features_mean, parts)
         return _explained(self.weight, products, with_features, _variance(features, self.features_mean, parts))
+
+    def with_pivots(self, states: StateMoments, features: FeatureMoments) -> "Solution":
+        """Give the same with means that stand for themselves: sums of more images may be about other pivots."""
+        states_mean = _double(states.pivot) + self.states_mean
+        return Solution(self.weight, states_mean, _double(features.pivot) + self.features_mean)
+
+    def less_pivots(self, states: StateMoments, features: FeatureMoments) -> "Solution":
+        """Undo `with_pivots`, for the pivots of these sums."""
+        states_mean = self.states_mean - _double(states.pivot)
+        return Solution(self.weight, states_mean, self.features_mean - _double(features.pivot))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,186 @@
+"""Training in several processes: the probes of one, and an end for all of them when one fails."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from innervision.config import ProbeSettings, TrainSettings
+from innervision.engine.run import RunFolder
+from innervision.probes import read_metadata
+from stand_ins import weights, write_noise_images
+from tiny_experts import save_tiny_depth, save_tiny_gen
+from tiny_mllms import save_tiny
+from together import run_together
+from train_runs import train, train_differently
+
+Alone = Callable[[TrainSettings], str]
+
+RESAMPLER = ProbeSettings(kind="resampler", heads=2, dim_head=8)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes have
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny models, two experts, and 19 images of which one is broken."""
+    root = tmp_path_factory.mktemp("together")
+    for family in ("llava", "qwen2_vl"):
+        save_tiny(family, root / family)
+    save_tiny_depth(root / "depth")
+    save_tiny_gen(root / "gen")
+    write_noise_images(root / "images", 19, size=(40, 60))
+    (root / "images/0004.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture
+def settings(folder: Path, tmp_path: Path) -> TrainSettings:
+    return TrainSettings(
+        mllm=str(folder / "llava"),
+        targets=f"depth={folder / 'depth'},gen={folder / 'gen'}",
+        images=str(folder / "images"),
+        out=str(tmp_path / "run"),
+        layers="vision,0,4",
+        batch_size=4,
+        micro_batch_size=1,  # else states would depend on the images beside
+        workers=0,
+        save_minutes=60,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """Give the folder of the run that one process makes with some settings."""
+    done: dict[str, str] = {}
+
+    def run(settings: TrainSettings) -> str:
+        key = str(replace(settings, out=""))
+        if key not in done:
+            done[key] = str(tmp_path_factory.mktemp("alone") / "run")
+            train(0, replace(settings, out=done[key]))
+        return done[key]
+
+    return run
+
+
+def facts_of(out: str, target: str) -> dict[str, Any]:
+    return read_metadata(Path(out) / f"probes/{target}.safetensors")["facts"]
+
+
+def log_of(out: str) -> list[dict[str, Any]]:
+    lines = (Path(out) / "train/log.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "images_per_second"} for line in lines]
+
+
+def assert_close(out: str, other: str, tolerance: float) -> None:
+    """Every tensor differs by less than this share of its norm."""
+    first, second = weights(out), weights(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        distance = (value.double() - second[key].double()).norm() / value.double().norm().clamp(min=1e-12)
+        assert distance < tolerance, f"{key}: {distance:.2g}"
+
+
+def assert_same_exact_probes(out: str, other: str) -> None:
+    assert_close(out, other, 1e-6)  # files hold float32
+    assert log_of(out) == log_of(other)
+    assert (Path(out) / "train/bad_images.json").read_text() == (Path(other) / "train/bad_images.json").read_text()
+    for target in ("depth", "gen"):
+        facts, others = facts_of(out, target), facts_of(other, target)
+        assert facts["images"] == others["images"] == 18
+        for layer, here in facts["held_out"].items():
+            there = others["held_out"][layer]
+            assert here["images"] == there["images"]
+            assert here["penalty"] == there["penalty"]
+            assert here["explained_variance"] == pytest.approx(there["explained_variance"], rel=1e-9, abs=1e-12)
+            assert here["unseen"] == pytest.approx(there["unseen"], abs=1e-12)
+
+
+@pytest.mark.parametrize(("count", "family"), [(2, "llava"), (3, "qwen2_vl")])
+def test_exact_probes_of_several_processes_are_those_of_one(
+    settings: TrainSettings, folder: Path, alone: Alone, count: int, family: str
+) -> None:
+    """Bad images, the log, the held-out images, the curve over the number of images, and the probes."""
+    settings = replace(settings, mllm=str(folder / family))
+    assert run_together(count, train, settings) == [["depth", "gen"], *[[]] * (count - 1)]
+    assert_same_exact_probes(alone(settings), settings.out)
+    assert len(facts_of(settings.out, "depth")["held_out"]["4"]["images"]) > 2
+    assert list(json.loads((Path(settings.out) / "train/bad_images.json").read_text())) == ["0004.png"]
+
+
+@pytest.mark.parametrize(("count", "family"), [(2, "qwen2_vl"), (3, "llava")])
+def test_trained_probes_of_several_processes_are_those_of_one(
+    settings: TrainSettings, folder: Path, alone: Alone, count: int, family: str
+) -> None:
+    """25 steps; in the last of each epoch there are 3 images, of which one process may have none that is good."""
+    settings = replace(settings, mllm=str(folder / family), probe=RESAMPLER, epochs=5)
+    assert run_together(count, train, settings) == [["depth", "gen"], *[[]] * (count - 1)]
+    assert_close(alone(settings), settings.out, 1e-5)
+    for mine, theirs in zip(log_of(settings.out), log_of(alone(settings)), strict=True):
+        assert mine["learning_rate"] == theirs["learning_rate"]
+        for name, by_layer in mine["loss"].items():
+            assert by_layer == pytest.approx(theirs["loss"][name], rel=1e-5)
+    assert len(log_of(settings.out)) == 25
+
+
+def test_there_may_be_fewer_images_than_processes(settings: TrainSettings, alone: Alone, tmp_path: Path) -> None:
+    images = write_noise_images(tmp_path / "few", 2, size=(40, 60))
+    settings = replace(settings, images=str(images), probe=RESAMPLER)
+    assert run_together(3, train, settings) == [["depth", "gen"], [], []]
+    assert_close(alone(settings), settings.out, 1e-5)
+
+
+@pytest.mark.parametrize(("probe", "who", "number", "resumed_by"), [("ridge", 0, 4, 3), ("resampler", 2, 5, 1)])
+def test_where_one_is_killed_the_others_end_and_any_number_resumes(
+    settings: TrainSettings, alone: Alone, probe: str, who: int, number: int, resumed_by: int
+) -> None:
+    if probe == "resampler":
+        settings = replace(settings, probe=RESAMPLER, epochs=3)
+    often = replace(settings, save_minutes=0)
+    found = run_together(3, train, often, False, {who: (number, "SIGKILL")})
+    assert found[who] is None
+    assert all("was killed or stands still" in each or "has ended" in each for each in found if each is not None)
+    if resumed_by == 1:
+        train(0, often, True)
+    else:
+        assert run_together(resumed_by, train, often, True)[0] == ["depth", "gen"]
+    if probe == "ridge":
+        assert_same_exact_probes(alone(settings), settings.out)
+    else:
+        assert_close(alone(settings), settings.out, 1e-5)
+    changed = RunFolder(settings.out).record()["notes"]
+    expected = [] if resumed_by == 3 else ["the number of processes is 1"]
+    assert [note.partition(" from step")[0] for note in changed] == expected
+
+
+def test_a_request_to_stop_to_one_stops_all_after_the_same_step(settings: TrainSettings, alone: Alone) -> None:
+    settings = replace(settings, probe=RESAMPLER, epochs=3)
+    stopped = "Stopped: stopped after step 2 of 15; --resume resumes it"
+    assert run_together(2, train, settings, False, {1: (3, "SIGTERM")}) == [stopped] * 2
+    assert run_together(3, train, settings, True)[0] == ["depth", "gen"]
+    assert_close(alone(settings), settings.out, 1e-5)
+    assert [line["step"] for line in log_of(settings.out)] == [*range(1, 16)]
+
+
+def test_an_error_of_one_ends_the_training_of_all(settings: TrainSettings) -> None:
+    said = "the expert of depth gives features that are not finite"
+    found = run_together(3, train, settings, False, {1: (2, "nan")})
+    assert found[1].startswith(f"InnerVisionError: {said}")
+    assert all(each.startswith(f"InnerVisionError: process 1 of 3: {said}") for each in (found[0], found[2]))
+
+
+def test_processes_with_other_settings_are_refused(settings: TrainSettings) -> None:
+    found = run_together(2, train_differently, settings)
+    assert all("process 1 of 2 differs from the first one: seed is 1, not 0" in each for each in found)
