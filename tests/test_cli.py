@@ -66,8 +66,9 @@ def run(words: list[str], models: Path, tmp_path: Path) -> str:
 
 
 def test_train_evaluate_plot(capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path) -> None:
-    assert main(["plot", run, "--out", str(tmp_path / "figure.png")]) == 0
+    assert main(["plot", run, "--out", str(tmp_path / "figure"), "--labels", "mine", "--size", "4x3"]) == 0
     shown = capsys.readouterr().out
+    assert "Lines: mine." in " ".join(shown.split())
     assert "gen: 6 images, run of the standard protocol, scored by the standard rule" in shown
     lines = shown[shown.index("gen: 6 images") :].splitlines()
     assert lines[3].split()[0] == "cosine"  # a line for each metric, not for each layer
@@ -162,6 +163,7 @@ def test_all_layers_are_shown_on_request(run: str, models: Path, capsys: pytest.
         (["evaluate", "similarity", "RUN", "--images", ".", "--name", "a/b"], "cannot be the name of a table"),
         (["plot", "RUN", "no/run", "--out", "a.png"], "no/run does not exist"),
         (["compare", "RUN", "no/run"], "no/run does not exist"),
+        (["plot", "RUN", "--out", "a.png", "--size", "4"], "size='4' is not WIDTHxHEIGHT in inches"),
         (["show", "no/run"], "no/run does not exist"),
         (["picture", "RUN", "--image", "no/image"], "there is no image no/image"),
         (

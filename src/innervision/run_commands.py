@@ -1,9 +1,11 @@
 """Commands that read, draw and share runs. Heavy imports wait until one runs; `picture` alone needs torch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from textwrap import fill
+from typing import Any, Literal
 
 from innervision.errors import InnerVisionError, require
 from innervision.terminal import show, tell
@@ -40,34 +42,65 @@ def show_runs(call: Show) -> None:
 
 @dataclass
 class Plot:
-    """What is drawn."""
+    """What is drawn, and how it looks."""
 
     runs: list[str]
-    """Scored runs, each its folder or hf:USER/REPO; each becomes a curve."""
+    """Scored runs, each its folder or hf:USER/REPO; each becomes a line, those that differ by their seed alone one."""
     _: KW_ONLY
     out: str
-    """Where the figure goes; PNG and PDF are written both."""
+    """Where the figure goes; the suffix decides the format (.png, .pdf, .svg …); without one both PNG and PDF."""
     metrics: str | None = None
     """Scores to draw, one row of panels each, such as cosine,accuracy; by default what the runs have. images = what
     exact probes explain of the images held out, over the number of images seen."""
+    targets: str | None = None
+    """Targets to draw, in this order, with commas; by default all."""
+    labels: str | None = None
+    """Names of the lines, with commas; by default the MLLMs."""
+    name: str | None = None
+    """Which scores, where a run has several of a kind: those of this name."""
+    style: Literal["screen", "paper"] = "screen"
+    """paper: as wide as one or two columns of text, with letters to match."""
+    size: str | None = None
+    """WIDTHxHEIGHT in inches, such as 6.9x3; by default as large as the panels need."""
 
 
 def plot(call: Plot) -> None:
-    """Draw the curves of one or several runs by layer, as PNG and PDF."""
+    """Draw the curves of one or several runs by layer, and say what must stand below the figure."""
     from innervision.hub.fetch import locate_run
 
     runs = [locate_run(run) for run in call.runs]
-    from innervision.report.figures import plot_curves, write_figure
+    metrics, targets, labels = map(_split, (call.metrics, call.targets, call.labels))
+    size = None if call.size is None else _parse_size(call.size)
+    from innervision.report.figures import draw_curves, write_figure
     from innervision.report.sample_size import sample_size_figure
 
-    metrics = [name.strip() for name in call.metrics.split(",")] if call.metrics else None
     if metrics and "images" in metrics:
         require(metrics == ["images"], "images is a figure of its own: ask for it alone")
-        paths = write_figure(sample_size_figure(runs), call.out)
+        figure, caption = sample_size_figure(runs, labels, targets=targets, style=call.style, size=size), ""
     else:
-        paths = plot_curves(runs, call.out, metrics)
-    for path in paths:
+        figure, caption = draw_curves(
+            runs, metrics, labels, targets=targets, name=call.name, style=call.style, size=size
+        )
+    for path in write_figure(figure, call.out):
         show(path)
+    if caption:
+        show(f"\n{fill(caption, 120)}")
+
+
+def _split(names: str | None) -> list[str] | None:
+    return None if names is None else [name.strip() for name in names.split(",")]
+
+
+def _parse_size(text: str) -> tuple[float, float]:
+    """Read WIDTHxHEIGHT in inches.
+
+    Raises:
+        InnerVisionError: it is something else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)", text)
+    width, height = (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+    require(1 <= width <= 50 and 1 <= height <= 50, f"size={text!r} is not WIDTHxHEIGHT in inches, such as 6.9x3")
+    return width, height
 
 
 @dataclass

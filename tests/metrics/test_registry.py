@@ -17,7 +17,6 @@ def test_each_stands_under_its_own_key() -> None:
 def test_a_key_may_name_a_model() -> None:
     metric = find_metric("frechet:world/gen")
     assert metric.name == "Fréchet distance (world/gen)"
-    assert metric.axis == "Fréchet distance (world/gen)"
     assert metric.of_set
     assert not metric.higher_is_better
 

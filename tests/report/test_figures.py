@@ -16,7 +16,9 @@ from scipy import stats
 
 from innervision.errors import InnerVisionError
 from innervision.metrics.registry import Metric
-from innervision.report.figures import COLORS, GREY, curves_figure, plot_curves
+from innervision.report.figures import curves_figure, draw_curves, plot_curves
+from innervision.report.panels import COLORS, GREY
+from innervision.report.seeds import of_one_setting
 
 SPREAD = np.array([-0.1, -0.05, 0.0, 0.0, 0.05, 0.1])  # of six images around each mean
 IMAGES = [f"{name}.jpg" for name in "abcdef"]
@@ -104,10 +106,9 @@ def legend(figure: Figure) -> list[str]:
 # Files
 
 
-@pytest.mark.parametrize("name", ["curves", "curves.svg"])
-def test_a_png_and_a_pdf_are_written_whatever_the_suffix(tmp_path, name):
+def test_without_a_suffix_png_and_pdf_are_written(tmp_path):
     run = make_run(tmp_path / "run")
-    paths = plot_curves([run], tmp_path / "new" / name)
+    paths = plot_curves([run], tmp_path / "new/curves")
     assert paths == [tmp_path / "new/curves.png", tmp_path / "new/curves.pdf"]
     with Image.open(paths[0]) as image:
         image.load()
@@ -119,6 +120,19 @@ def test_a_png_and_a_pdf_are_written_whatever_the_suffix(tmp_path, name):
     assert pdf.rstrip().endswith(b"%%EOF")
     assert b"/Type3" not in pdf
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["curves.pdf", "curves.png"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "begins"), [("png", b"\x89PNG"), ("pdf", b"%PDF-"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")]
+)
+def test_the_suffix_decides_the_format(tmp_path, suffix, begins):
+    run = make_run(tmp_path / "run")
+    assert plot_curves([run], tmp_path / f"new/curves.{suffix}") == [tmp_path / f"new/curves.{suffix}"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"curves.{suffix}"]
+    content = (tmp_path / f"new/curves.{suffix}").read_bytes()
+    assert content.startswith(begins)
+    if suffix == "svg":
+        assert b">centred cosine</" in content  # text stays text
 
 
 def test_a_dot_in_the_name_is_no_suffix(tmp_path):
@@ -169,13 +183,13 @@ def test_vision_and_embeddings_stand_apart_on_the_left(tmp_path):
     panel = curves_figure([make_run(tmp_path / "run", probe=levels)], "cosine").axes[0]
     assert line(panel, "probe: world/tuned").get_xdata().tolist() == list(range(1, 33))
     ticks = dict(zip([t.get_text() for t in panel.get_xticklabels()], panel.get_xticks(), strict=True))
-    assert list(ticks) == ["vision", "emb", "1", "8", "16", "24", "32"]
-    assert ticks["emb"] - ticks["vision"] == pytest.approx(1 - ticks["emb"])
-    assert ticks["emb"] < 0
+    assert list(ticks) == ["vision", "0", "1", "8", "16", "24", "32"]
+    assert ticks["0"] - ticks["vision"] == pytest.approx(1 - ticks["0"])
+    assert ticks["0"] < 0
     lead = next(line for line in panel.get_lines() if len(line.get_xdata()) == 34)
     assert lead.get_alpha() == 0.5
     assert lead.get_ydata()[:3].tolist() == pytest.approx([0.3, 0.4, 0.5])
-    assert lead.get_xdata()[:3].tolist() == pytest.approx([ticks["vision"], ticks["emb"], 1])
+    assert lead.get_xdata()[:3].tolist() == pytest.approx([ticks["vision"], ticks["0"], 1])
 
 
 def test_layers_that_no_run_has_get_no_tick(tmp_path):
@@ -203,13 +217,13 @@ def test_markers_show_single_layers_and_go_when_there_are_many(tmp_path):
 def test_there_is_a_column_per_target_and_a_row_per_metric(tmp_path):
     first = make_run(tmp_path / "a", mllm="a", targets=("seg", "depth"))
     second = make_run(tmp_path / "b", mllm="b", targets=("depth", "gen"))
-    panels = curves_figure([first, second]).axes
+    panels = curves_figure([first, second], ["cosine", "centred_cosine"]).axes
     assert [panel.get_title() for panel in panels] == ["seg", "depth", "gen", "", "", ""]
     assert [panel.get_ylabel() for panel in panels] == [
-        "cosine similarity\n(higher is better)",
+        "cosine\n(higher is better)",
         "",
         "",
-        "centred cosine similarity\n(higher is better)",
+        "centred cosine\n(higher is better)",
         "",
         "",
     ]
@@ -254,12 +268,13 @@ def scored_by_tasks(tmp_path):
 
 def test_the_main_metric_of_each_task_stands_below_its_similarity(scored_by_tasks):
     panels = curves_figure([scored_by_tasks]).axes
-    assert [panel.get_title() for panel in panels] == ["depth", "seg", "", "", "", ""]
-    assert [panel.get_ylabel().partition("\n")[0] for panel in panels[4:]] == ["accuracy over point pairs", "mIoU"]
+    assert [panel.get_title() for panel in panels] == ["depth", "seg", "", ""]
+    labels = [panel.get_ylabel().partition("\n")[0] for panel in panels]
+    assert labels == ["centred cosine", "", "accuracy", "mIoU"]
 
 
 def test_lines_floors_and_ceilings_of_a_task_stand_at_their_scores(scored_by_tasks):
-    seg = curves_figure([scored_by_tasks]).axes[5]
+    seg = curves_figure([scored_by_tasks]).axes[3]
     levels = {name: line(seg, f"{name}: world/tuned").get_ydata() for name in ("mean", "zero", "expert", "plain")}
     assert {name: list(drawn) for name, drawn in levels.items()} == {
         name: pytest.approx([level, level])
@@ -274,10 +289,10 @@ def test_lines_floors_and_ceilings_of_a_task_stand_at_their_scores(scored_by_tas
 def test_the_legend_names_floors_and_ceilings(scored_by_tasks):
     assert legend(curves_figure([scored_by_tasks])) == [
         "probe of world/tuned",
-        "mean feature (no MLLM)",
-        "zero feature (no MLLM)",
-        "the expert's own features",
-        "the expert as it is",
+        "mean feature, without MLLM",
+        "zero feature, without MLLM",
+        "expert: its own features",
+        "plain: the expert as it is",
         "95% interval over 6 images",
     ]
 
@@ -286,8 +301,8 @@ def test_a_target_without_a_task_leaves_its_place_empty(tmp_path):
     run = make_run(tmp_path / "run", targets=("depth", "gen"))
     add_task(run, "depth", "accuracy", {1: 0.7}, mean=0.5)
     panels = curves_figure([run]).axes
-    assert [panel.axison for panel in panels] == [True, True, True, True, True, False]
-    assert panels[3].get_xlabel() == "decoder layer"  # the lowest of its column
+    assert [panel.axison for panel in panels] == [True, True, True, False]
+    assert panels[1].get_xlabel() == "decoder layer"  # the lowest of its column
 
 
 def test_a_run_may_have_scores_of_a_task_alone(tmp_path):
@@ -302,11 +317,11 @@ def test_runs_scored_by_different_metrics_have_a_panel_for_each(tmp_path):
     for run, model in zip(runs, ("dino", "clip"), strict=True):
         add_task(run, "gen", f"frechet:{model}", {1: 7.0, 2: 8.0}, mean=9.0)
     panels = curves_figure(runs).axes
-    assert [panel.get_ylabel().partition("\n")[0] for panel in panels[2:]] == [
-        "Fréchet distance (dino)",
-        "Fréchet distance (clip)",
+    assert [panel.get_ylabel().partition("\n")[0] for panel in panels[1:]] == [
+        "Fréchet distance",
+        "Fréchet distance",
     ]
-    lines = [[str(line.get_label()) for line in panel.get_lines()] for panel in panels[2:]]
+    lines = [[str(line.get_label()) for line in panel.get_lines()] for panel in panels[1:]]
     assert ["probe: a" in labels for labels in lines] == [True, False]
     assert ["probe: b" in labels for labels in lines] == [False, True]
 
@@ -320,9 +335,9 @@ def test_a_paper_run_is_drawn_by_the_papers_rule_where_it_has_one(tmp_path):
     label = "probe: world/tuned, paper protocol"
     accuracy, ties = (curves_figure([run], metric).axes[0] for metric in ("accuracy", "ties"))
     assert line(accuracy, label).get_ydata().tolist() == [0, 0]
-    assert accuracy.get_ylabel() == "accuracy over point pairs\n(paper rule; higher is better)"
+    assert accuracy.get_ylabel() == "accuracy\n(paper rule; higher is better)"
     assert line(ties, label).get_ydata().tolist() == pytest.approx([0.7, 0.8])
-    assert ties.get_ylabel() == "share of ties\n(lower is better)"
+    assert ties.get_ylabel() == "ties\n(lower is better)"
 
 
 def test_runs_of_two_protocols_are_drawn_by_the_same_rule(tmp_path):
@@ -333,15 +348,15 @@ def test_runs_of_two_protocols_are_drawn_by_the_same_rule(tmp_path):
     panel = curves_figure([paper, standard], "accuracy", labels=["a", "b"]).axes[0]
     for label in ("probe: a, paper protocol", "probe: b"):
         assert line(panel, label).get_ydata().tolist() == pytest.approx([0.7, 0.8])
-    assert panel.get_ylabel() == "accuracy over point pairs\n(higher is better)"
+    assert panel.get_ylabel() == "accuracy\n(higher is better)"
 
 
 def test_a_task_brings_the_name_and_direction_of_its_metric(tmp_path):
     run = add_task(make_run(tmp_path / "run"), "blur", "sharpness:x", {1: 0.7, 2: 0.8}, mean=0.5)
-    metric = Metric("sharpness", "Sharpness", higher_is_better=False, axis="sharpness of edges", floors=())
+    metric = Metric("sharpness", "Sharpness", higher_is_better=False, floors=())
     (run / "scores/blur.json").write_text(json.dumps({"metrics": {"sharpness": asdict(metric)}}))
     panel = curves_figure([run]).axes[-1]
-    assert panel.get_ylabel() == "sharpness of edges (x)\n(lower is better)"
+    assert panel.get_ylabel() == "Sharpness (x)\n(lower is better)"
     assert not [drawn for drawn in panel.get_lines() if str(drawn.get_label()).startswith("mean")]
 
 
@@ -367,9 +382,9 @@ def test_the_legend_tells_a_newcomer_what_is_what(tmp_path):
     run = make_run(tmp_path / "run", mllm="llava-hf/llava-1.5-7b-hf", shuffled=flat, blank=flat)
     assert legend(curves_figure([run])) == [
         "probe of llava-hf/llava-1.5-7b-hf",
-        "another image (shuffled)",
-        "a grey image (blank)",
-        "mean feature (no MLLM)",
+        "shuffled: for another image",
+        "blank: for a grey image",
+        "mean feature, without MLLM",
         "95% interval over 6 images",
     ]
 
@@ -402,7 +417,7 @@ def test_no_text_is_clipped_or_overlaps(tmp_path):
         )
         for name in ("first", "second")
     ]
-    figure = curves_figure(runs)
+    figure = curves_figure(runs, ["cosine", "centred_cosine"])
     figure.draw_without_rendering()
     page = figure.bbox.padded(2)
     texts = [*figure.legends[0].get_texts()]
@@ -414,6 +429,118 @@ def test_no_text_is_clipped_or_overlaps(tmp_path):
     assert len(boxes) == 4 + 3 + 3 + 2 + 3 * 7  # legend, titles, axis labels, ticks
     assert all(page.contains(*box.min) and page.contains(*box.max) for box in boxes)
     assert [box.count_overlaps(boxes) for box in boxes] == [1] * len(boxes)  # each with itself
+
+
+# Choices
+
+
+def test_of_similarity_the_centred_cosine_is_drawn(tmp_path):
+    run = make_run(tmp_path / "run", metrics=("cosine", "token_cosine", "centred_cosine"))
+    assert [panel.get_ylabel() for panel in curves_figure([run]).axes] == ["centred cosine\n(higher is better)"]
+
+
+def test_runs_without_a_mean_and_those_of_the_paper_have_the_published_cosine(tmp_path):
+    bare = make_run(tmp_path / "bare", metrics=("cosine", "token_cosine"))
+    assert [panel.get_ylabel() for panel in curves_figure([bare]).axes] == ["cosine\n(higher is better)"]
+    paper = make_run(tmp_path / "paper", protocol="paper")
+    assert [panel.get_ylabel() for panel in curves_figure([paper]).axes] == ["cosine\n(paper rule; higher is better)"]
+
+
+def test_panels_of_one_metric_have_one_axis_and_others_their_own(scored_by_tasks):
+    table = pd.read_parquet(scored_by_tasks / "scores/similarity.parquet")
+    table.loc[table["target"] == "seg", "value"] += 3
+    table.to_parquet(scored_by_tasks / "scores/similarity.parquet")
+    depth, seg, accuracy, miou = curves_figure([scored_by_tasks]).axes
+    assert depth.get_ylim() == seg.get_ylim()
+    low, high = depth.get_ylim()
+    assert low < 0.25 < 3.6 < high  # the mean of depth and the best layer of seg
+    assert accuracy.get_ylim() != miou.get_ylim()
+    assert accuracy.get_ylim()[1] < 1.2
+
+
+def test_targets_are_drawn_in_the_order_asked_for(tmp_path):
+    run = make_run(tmp_path / "run", targets=("depth", "seg", "gen"))
+    add_task(run, "depth", "accuracy", {1: 0.7, 2: 0.8}, mean=0.5)
+    panels = draw_curves([run], targets=["gen", "seg"]).figure.axes
+    assert [panel.get_title() for panel in panels] == ["gen", "seg"]
+    with pytest.raises(InnerVisionError, match="no run has scores of the target 'deep', only of: depth, seg, gen"):
+        draw_curves([run], targets=["deep"])
+    with pytest.raises(InnerVisionError, match="no such scores of seg"):
+        draw_curves([run], "accuracy", targets=["seg"])
+
+
+@pytest.mark.parametrize(("targets", "width"), [(("depth",), 3.3), (("depth", "seg"), 6.9)])
+def test_figures_for_paper_are_as_wide_as_one_or_two_columns_of_text(tmp_path, targets, width):
+    run = make_run(tmp_path / "run", targets=targets)
+    figure = draw_curves([run], style="paper").figure
+    assert figure.get_figwidth() == width
+    assert max(text.get_fontsize() for text in figure.legends[0].get_texts()) <= 7
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width <= figure.bbox.width
+
+
+def test_a_size_is_kept(tmp_path):
+    figure = draw_curves([make_run(tmp_path / "run")], size=(5, 4)).figure
+    assert figure.get_size_inches().tolist() == [5, 4]
+
+
+def test_scores_of_a_name_are_drawn_alone(tmp_path):
+    run = make_run(tmp_path / "run", probe={1: 0.5})
+    other = make_run(tmp_path / "other", probe={1: 0.9})
+    (other / "scores/similarity.parquet").rename(run / "scores/similarity@val-b.parquet")
+    for name, level in ((None, 0.5), ("val-b", 0.9)):
+        [panel] = draw_curves([run], name=name).figure.axes
+        assert line(panel, "probe: world/tuned").get_ydata().tolist() == pytest.approx([level])
+
+
+# Seeds
+
+
+def seeded(tmp_path: Path, seed: int, level: float, **other: object) -> Path:
+    run = make_run(tmp_path / f"s{seed}", probe={1: level, 2: 2 * level})
+    settings = {"mllm": "world/tuned", "protocol": "standard", "seed": seed, "out": str(run), "workers": seed, **other}
+    (run / "run.yaml").write_text(f"format: 2\nsettings: {json.dumps(settings)}\nrecord: {{}}\n")
+    return run
+
+
+def test_seeds_of_one_setting_are_one_line_with_their_spread(tmp_path):
+    runs = [seeded(tmp_path, seed, level) for seed, level in ((3, 0.1), (5, 0.2), (7, 0.6))]
+    drawn = draw_curves(runs)
+    [panel] = drawn.figure.axes
+    middle = line(panel, "probe: world/tuned, 3 seeds")
+    assert middle.get_ydata().tolist() == pytest.approx([0.3, 0.6])
+    corners = {tuple(corner) for corner in band(panel).round(6)}
+    assert {(1, 0.1), (1, 0.6), (2, 0.2), (2, 1.2)} <= corners
+    assert legend(drawn.figure) == [
+        "probe of world/tuned, 3 seeds",
+        "mean feature, without MLLM",
+        "lowest to highest seed",
+    ]
+    assert "world/tuned, 3 seeds: mean of the seeds 3, 5, 7; band: from the lowest to the highest" in drawn.caption
+
+
+def test_runs_that_differ_otherwise_stay_lines_of_their_own(tmp_path):
+    runs = [seeded(tmp_path, 1, 0.1), seeded(tmp_path, 2, 0.2, epochs=9)]
+    assert legend(draw_curves(runs).figure)[:2] == ["probe of world/tuned (s1)", "probe of world/tuned (s2)"]
+    same = {"mllm": "m", "seed": 1}
+    assert [group.members for group in of_one_setting([same, {**same, "out": "x"}])] == [[0], [1]]
+    three = [{**same, "seed": seed} for seed in (1, 2)]
+    assert [group.members for group in of_one_setting([three[0], {"mllm": "n", "seed": 1}, three[1]])] == [[0, 2], [1]]
+
+
+# Captions
+
+
+def test_the_caption_says_how_many_images_which_intervals_and_which_protocol(scored_by_tasks):
+    table = pd.read_parquet(scored_by_tasks / "scores/seg.parquet")
+    table[table["image"] != "a.jpg"].to_parquet(scored_by_tasks / "scores/seg.parquet")
+    text = draw_curves([scored_by_tasks], labels=["mine"]).caption
+    assert text.startswith("Scores by layer of probes for depth and seg: centred cosine over 6 images (")
+    assert "accuracy over 6 images" in text
+    assert "mIoU over 5 images (intersection over union, the mean over the classes; higher is better)" in text
+    assert "Lines: mine." in text
+    assert "95% intervals over the images" in text
+    assert text.endswith("Predictions by the standard protocol, scored by the standard rule.")
 
 
 # Errors

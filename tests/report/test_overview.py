@@ -90,7 +90,7 @@ def test_each_target_takes_a_few_lines() -> None:
     # 0.7 less Student's quantile of five degrees, 2.571, times the error of six values, 0.00577
     assert lines[3].split()[:4] == ["cosine", "1", "0.700", "[0.685,"]
     assert lines[3].split()[-6:] == ["0.450", "expert", "0.900", "2", "of", "34"]
-    assert "cosine: not at vision, 2 to 32 is the interval clear of all floors" in lines
+    assert "centred cosine: not at vision, 2 to 32 is the interval clear of all floors" in lines
 
 
 def test_layers_are_written_in_short() -> None:

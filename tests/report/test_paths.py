@@ -59,4 +59,4 @@ def test_strings_and_paths_give_the_same(tmp_path: Path, kind: typing.Callable[[
     assert (tmp_path / "scores.csv").exists()
     assert set(compare(path, path).differences["mean"]) == {0}
     assert len(curves_figure([path]).axes) == 1
-    assert [made.name for made in plot_curves([path], kind(tmp_path / "x.png"))] == ["x.png", "x.pdf"]
+    assert [made.name for made in plot_curves([path], kind(tmp_path / "x"))] == ["x.png", "x.pdf"]

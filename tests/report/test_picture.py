@@ -18,6 +18,14 @@ def test_classes_have_their_colours_and_unknown_ones_are_white() -> None:
     np.testing.assert_allclose(_paint("seg", np.array([[0, 2], [1, 255]]), COLORS)[1], [COLORS[1], [1, 1, 1]])
 
 
+def test_depth_maps_are_on_the_scale_that_is_given() -> None:
+    low, high = (_paint("depth", np.full((1, 1), value), COLORS, (0.0, 10.0)) for value in (0.0, 10.0))
+    flat = _paint("depth", np.array([[5.0, 5.1]]), COLORS, (0.0, 10.0))
+    assert np.abs(np.diff(flat, axis=1)).max() < 0.03  # a map that says little looks flat
+    assert low.sum() < flat[0, 0].sum() < high.sum()
+    np.testing.assert_allclose(_paint("depth", np.full((1, 1), 99.0), COLORS, (0.0, 10.0)), high)
+
+
 def test_the_closest_point_is_brightest_whatever_the_scale() -> None:
     depth = np.array([[1.0, 2.0], [3.0, 5.0]])
     painted = _paint("depth", depth, COLORS)

@@ -67,7 +67,7 @@ def test_trained_probes_do_not_know(tmp_path: Path) -> None:
 
 
 def test_the_command_draws_it_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plot", str(run), "--metrics", "images", "--out", str(tmp_path / "images.png")]) == 0
+    assert main(["plot", str(run), "--metrics", "images", "--out", str(tmp_path / "images.pdf")]) == 0
     assert (tmp_path / "images.pdf").read_bytes().startswith(b"%PDF")
     assert main(["plot", str(run), "--metrics", "images,cosine", "--out", str(tmp_path / "x.png")]) == 1
     assert "images is a figure of its own" in capsys.readouterr().err

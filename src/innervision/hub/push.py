@@ -54,7 +54,6 @@ def push(path: str | Path, repository: str, *, licence: str, private: bool = Fal
         scored = any(table == evaluation_of(table) for table in tables_of(run.path))
         if scored:
             plot_curves([run.path], stage / CARD[1])
-            (stage / "curves.pdf").unlink()
         make_card(run.path, repository, licence, CARD[1] if scored else None).save(stage / CARD[0])
         size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
         tell(f"{len(files)} files and a card, {size / 1e6:,.1f} MB, go to {repository}")

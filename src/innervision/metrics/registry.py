@@ -25,8 +25,6 @@ class Metric:
     meaning: str = ""
     """What it says, in a line."""
     higher_is_better: bool = True
-    axis: str = ""
-    """What the axis of a figure says; empty = the name."""
     number_format: str = ".3f"
     """Of a value: Python's format specification."""
     of_set: bool = False
@@ -74,7 +72,6 @@ _METRICS = (
         "accuracy",
         "accuracy",
         "share of the pairs in which the closer point is found",
-        axis="accuracy over point pairs",
         share=True,
         main=True,
     ),
@@ -92,7 +89,6 @@ _METRICS = (
         "ties",
         "ties",
         "share of the pairs in which neither point is closer; they count as wrong",
-        axis="share of ties",
         share=True,
         higher_is_better=False,
     ),
@@ -115,20 +111,16 @@ _METRICS = (
         "cosine",
         "cosine",
         "of the whole feature maps, as published; the mean feature alone scores high",
-        axis="cosine similarity",
-        main=True,
     ),
     _of_image(
         "token_cosine",
         "token cosine",
         "the cosine of each token, averaged over the tokens",
-        axis="cosine similarity per token",
     ),
     _of_image(
         "centred_cosine",
         "centred cosine",
         "the cosine after the mean feature is taken from both; 0 = the mean feature",
-        axis="centred cosine similarity",
         needs_mean=True,
         main=True,
     ),
@@ -142,7 +134,7 @@ METRICS = {metric.key: metric for metric in _METRICS}
 
 
 def find_metric(key: str, others: Mapping[str, Metric] | None = None) -> Metric:
-    """Give the metric of a key in a score table, with the model that the key names in its name and axis.
+    """Give the metric of a key in a score table, with the model that the key names in its name.
 
     Args:
         key: as in the table.
@@ -158,4 +150,4 @@ def find_metric(key: str, others: Mapping[str, Metric] | None = None) -> Metric:
     metric = known[word]
     if not model:
         return metric
-    return replace(metric, name=f"{metric.name} ({model})", axis=f"{metric.axis or metric.name} ({model})")
+    return replace(metric, name=f"{metric.name} ({model})")

@@ -1,66 +1,37 @@
 """Curves over layers, fit to print: a panel per target and metric, a line per run, intervals, floors and ceilings."""
 
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import matplotlib
-import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from numpy.typing import NDArray
 
+from innervision.engine.run import evaluation_of
 from innervision.errors import InnerVisionError, printable
 from innervision.files import atomic_write
 from innervision.metrics.registry import METRICS, Metric, find_metric
+from innervision.report.caption import caption
 from innervision.report.files import Facts, evaluations_of, read_facts, read_scores, read_settings, run_protocol
-from innervision.report.tables import holds, in_order, summarize
+from innervision.report.panels import COLORS, STYLE, STYLES, Curve, Style, add_legend, draw_panel
+from innervision.report.seeds import join_seeds, of_one_setting
+from innervision.report.tables import in_order, summarize
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""One per run: the palette of Okabe and Ito (2008), made for colour-blind readers, less its pale yellow."""
+WIDTHS = (3.3, 6.9)
+"""Inches of a figure for paper: one column of text, or two."""
 
-GREY = "#666666"
 
-FLOORS: dict[str, tuple[Any, str]] = {
-    "shuffled": (":", "another image (shuffled)"),
-    "blank": ((0, (1, 4)), "a grey image (blank)"),
-}
-"""Sources that have a score for each layer beside the probe's: their line's style and name."""
+class Drawn(NamedTuple):
+    """A figure, and what must stand below it."""
 
-LEVELS: dict[str, tuple[Any, str]] = {
-    "mean": ("--", "mean feature (no MLLM)"),
-    "zero": ((0, (6, 1, 1, 1, 1, 1)), "zero feature (no MLLM)"),
-    "expert": ("-.", "the expert's own features"),
-    "plain": ((0, (8, 1)), "the expert as it is"),
-}
-"""Sources that have one score for all layers: their line's style and name."""
-
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.8,
-    "legend.columnspacing": 1.2,
-    "pdf.fonttype": 42,  # text stays text; some venues refuse the default Type 3
-}
+    figure: Figure
+    caption: str
+    """What is drawn, over how many images, with which intervals, seeds and protocol."""
 
 
 def plot_curves(
@@ -69,18 +40,18 @@ def plot_curves(
     metric: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Draw `curves_figure` to a PNG (300 dpi) and a PDF, and give their paths.
-
-    Both have the stem of `out`; its own suffix does not matter.
+    """Draw `curves_figure` to files, and give their paths. See `write_figure`.
 
     Raises:
-        InnerVisionError: as `curves_figure`, or a file cannot be written.
+        InnerVisionError: as `draw_curves`, or a file cannot be written.
     """
     return write_figure(curves_figure(runs, metric, labels), out)
 
 
 def write_figure(figure: Figure, out: str | Path) -> list[Path]:
-    """Write a figure as PNG (300 dpi) and PDF, and give their paths.
+    """Write a figure in the format that its suffix names (png, pdf, svg …), without one as PNG and PDF.
+
+    PNG has 300 dots per inch.
 
     Raises:
         InnerVisionError: a file cannot be written.
@@ -88,8 +59,8 @@ def write_figure(figure: Figure, out: str | Path) -> list[Path]:
     out = Path(out)
     if out.is_dir():
         raise InnerVisionError(f"{out} is a folder. Name the figure to write, as in {out / 'curves.png'}")
-    stem = out.stem if out.suffix[1:].lower() in figure.canvas.get_supported_filetypes() else out.name
-    paths = [out.with_name(f"{stem}.{kind}") for kind in ("png", "pdf")]
+    known = out.suffix[1:].lower() in figure.canvas.get_supported_filetypes()
+    paths = [out] if known else [out.with_name(f"{out.name}.{kind}") for kind in ("png", "pdf")]
     for path in paths:
         with matplotlib.rc_context(STYLE), atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=300)
@@ -101,71 +72,110 @@ def curves_figure(
     metric: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Figure:
+    """Give the figure of `draw_curves`."""
+    return draw_curves(runs, metric, labels).figure
+
+
+def draw_curves(
+    runs: Sequence[str | Path],
+    metric: str | Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    *,
+    targets: Sequence[str] | None = None,
+    name: str | None = None,
+    style: Style = "screen",
+    size: tuple[float, float] | None = None,
+) -> Drawn:
     """Draw scores over layers: a column of panels per target, a row per metric, a line per run.
 
-    Where no metric is named, the main ones of all that the runs have been scored by are drawn: two of similarity (the
-    published cosine, on which the mean feature alone scores high, and the centred one, which counts only what the mean
-    does not say), and below them the main metric of each target's task.
+    Where no metric is named, the main ones of all that the runs have been scored by are drawn: of similarity the
+    centred cosine, for which the mean feature scores 0 (the published cosine, where runs of the protocol `paper` or
+    without a mean have no other), and below it the main metric of each target's task. Panels of a row that show the
+    same metric have the same axis.
 
     The decoder layers stand at their numbers; the vision tower's output ("vision") and the embeddings that
-    enter the decoder ("emb") stand apart at their left. Bands and bars are 95% intervals over images; where too few
+    enter the decoder ("0") stand apart at their left. Bands and bars are 95% intervals over images; where too few
     images have the classes for the interval of their mean, there is none. Floors
     are the same probe's score for another image (dotted) and a feature that needs no MLLM (dashed); ceilings are the
     expert's own features and the expert as it is. They are grey where they are the same for all runs. A cross at the
     bottom marks a layer whose scores are not all finite.
+
+    Runs that differ by their seed alone become one line, the mean of their scores, with a band from the lowest to the
+    highest.
 
     A run goes by its label, else by its MLLM, and by its folder too where two runs share the MLLM; by its protocol too
     where that is not `standard`. Where all runs are of one other protocol, scores are drawn by its rule; otherwise by
     the standard one, so that all lines of a panel are scored alike. What has no score by that rule is drawn by the
     other.
 
+    Args:
+        runs: their folders.
+        metric: to draw, one row each.
+        labels: of the lines.
+        targets: to draw, in this order; by default all.
+        name: of the tables, where runs have several of a kind.
+        style: paper has the width of one or two columns of text, and letters to match.
+        size: width and height in inches; by default as many as the panels need.
+
     Raises:
-        InnerVisionError: a run or its scores are missing, a run has no scores of a metric, there are more
-            than seven lines, or not as many labels as runs.
+        InnerVisionError: a run or its scores are missing, a run has no scores of a metric or target, there are more
+            than seven lines, or not as many labels as lines.
     """
-    read = [read_run(run) for run in runs]
-    curves = _make_curves(read, name_runs([run.path for run in read], labels))
+    read = [read_run(run, name) for run in runs]
+    curves = _make_curves(read, labels)
     asked = [metric] if isinstance(metric, str) else metric
+    every = list(dict.fromkeys(target for run in read for target in run.summary["target"]))
+    if unknown := [target for target in targets or () if target not in every]:
+        raise InnerVisionError(f"no run has scores of the target {unknown[0]!r}, only of: {', '.join(every)}")
     rows = _similarity_rows(read, asked) + ([] if asked else _task_rows(read))
-    order = list(dict.fromkeys(target for run in read for target in run.summary["target"]))
-    targets = sorted({target for row in rows for target in row}, key=order.index)
+    rows = [{target: row[target] for target in targets or every if target in row} for row in rows]
+    rows = [row for row in rows if row]
+    if not rows:
+        raise InnerVisionError(f"there are no such scores of {', '.join(targets or every)}")
+    drawn = [target for target in targets or every if any(target in row for row in rows)]
+    with matplotlib.rc_context(STYLES[style]):
+        figure = Figure(figsize=size or _size(len(drawn), len(rows), style), layout="constrained")
+        _draw_rows(figure, read, curves, rows, drawn)
+        add_legend(figure, curves, {key for row in rows for key in row.values()}, grows=size is None)
+    return Drawn(figure, caption(curves, rows, lambda key: _metric(read, key), [run.protocol for run in read]))
+
+
+def _size(columns: int, rows: int, style: Style) -> tuple[float, float]:
+    """Give width and height in inches for so many panels."""
+    if style == "paper":
+        return WIDTHS[columns > 1], 1.45 * rows + 0.3
+    return max(3.3, 2.25 * columns), 1.75 * rows + 0.4
+
+
+def _draw_rows(
+    figure: Figure,
+    runs: Sequence["ScoredRun"],
+    curves: list[Curve],
+    rows: Sequence[dict[str, str]],
+    targets: Sequence[str],
+) -> None:
+    """Draw a panel for each row, by target its metric, and each of the targets."""
     depth = max(int(curve.summary["layer"].max()) for curve in curves)
-    with matplotlib.rc_context(STYLE):
-        size = (max(3.3, 2.25 * len(targets)), 1.75 * len(rows) + 0.4)
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(rows), len(targets), sharex=True, squeeze=False)
-        for target, column in zip(targets, panels.T, strict=True):
-            column[0].set_title(_plain(target))
-            shown = [(panel, row[target]) for panel, row in zip(column, rows, strict=True) if target in row]
-            for panel, key in shown:
-                _draw_panel(panel, curves, target, _metric(read, key), key, depth)
-            shown[-1][0].set_xlabel("decoder layer")
-            shown[-1][0].tick_params(labelbottom=True)
-        for row, names in zip(panels, rows, strict=True):
-            first = next(target for target in targets if target in names)
-            for target, panel in zip(targets, row, strict=True):
-                if target not in names:
-                    panel.axis("off")
-                elif target == first or len(set(names.values())) > 1:
-                    panel.set_ylabel(_axis_label(_metric(read, names[target]), curves, target, names[target]))
-        _add_legend(figure, curves, {key for row in rows for key in row.values()})
-    return figure
-
-
-@dataclass
-class Curve:
-    """One line of each panel."""
-
-    label: str
-    color: str
-    summary: pd.DataFrame
-    """As `summarize` gives it, by one rule for each metric and target, without groups."""
-
-    def rows(self, target: str, metric: str, source: str) -> pd.DataFrame:
-        """Give the rows by layer; for a source without layers, its one row."""
-        wanted = self.summary[["target", "metric", "source"]].eq([target, metric, source]).all(axis=1)
-        rows = self.summary[wanted]
-        return rows[rows["layer"].notna() == (source not in LEVELS)].sort_values("layer")
+    panels = figure.subplots(len(rows), len(targets), sharex=True, squeeze=False)
+    for target, column in zip(targets, panels.T, strict=True):
+        column[0].set_title(_plain(target))
+        shown = [(panel, row[target]) for panel, row in zip(column, rows, strict=True) if target in row]
+        for panel, key in shown:
+            draw_panel(panel, curves, target, _metric(runs, key), key, depth)
+        shown[-1][0].set_xlabel("decoder layer")
+        shown[-1][0].tick_params(labelbottom=True)
+    for row, names in zip(panels, rows, strict=True):
+        first = next(target for target in targets if target in names)
+        same = len(set(names.values())) == 1
+        for target, panel in zip(targets, row, strict=True):
+            if target not in names:
+                panel.axis("off")
+            elif target == first or not same:
+                panel.set_ylabel(_axis_label(_metric(runs, names[target]), curves, target, names[target]))
+            else:
+                panel.sharey(row[targets.index(first)])
+                panel.autoscale(axis="y")
+                panel.tick_params(labelleft=False)
 
 
 @dataclass
@@ -183,19 +193,19 @@ class ScoredRun:
     """What is written beside the table of each evaluation."""
 
 
-def read_run(path: str | Path) -> ScoredRun:
-    """Read and average all that a run was scored by.
+def read_run(path: str | Path, name: str | None = None) -> ScoredRun:
+    """Read and average all that a run was scored by; `name` is that of its tables, where it has several of a kind.
 
     Raises:
         InnerVisionError: there is no such run, it has not been evaluated, or a table cannot be read.
     """
     parts: list[pd.DataFrame] = []
     metrics: dict[str, Metric] = {}
-    facts = {evaluation: read_facts(path, evaluation) for evaluation in evaluations_of(path)}
+    facts = {evaluation: read_facts(path, evaluation) for evaluation in evaluations_of(path, name)}
     for evaluation, known in facts.items():
         scores = read_scores(path, evaluation)
         metrics |= known.metrics
-        summary = summarize(scores, known.metrics).assign(evaluation=evaluation)
+        summary = summarize(scores, known.metrics).assign(evaluation=evaluation_of(evaluation))
         parts += [summary[summary["target"] == target] for target in scores["target"].unique()]
     protocol = run_protocol(path, next(iter(facts.values())))
     return ScoredRun(Path(path), protocol, pd.concat(parts, ignore_index=True), metrics, facts)
@@ -216,13 +226,20 @@ def scored_alike(runs: Sequence[ScoredRun]) -> list[pd.DataFrame]:
     return alike
 
 
-def _make_curves(runs: Sequence[ScoredRun], labels: Sequence[str]) -> list[Curve]:
-    if len(runs) > len(COLORS):
+def _make_curves(runs: Sequence[ScoredRun], labels: Sequence[str] | None) -> list[Curve]:
+    """Give a line for each run, or for the runs of one setting that differ by their seed."""
+    groups = of_one_setting([read_settings(run.path) for run in runs])
+    scores = scored_alike(runs)
+    if len(groups) > len(COLORS):
         raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
+    names = name_runs([runs[group.members[0]].path for group in groups], labels)
     curves = []
-    for run, scores, label, color in zip(runs, scored_alike(runs), labels, COLORS, strict=False):
-        name = label if run.protocol == "standard" else f"{label}, {run.protocol} protocol"
-        curves.append(Curve(_plain(name), color, scores[scores["group"].isna()]))
+    for group, label, color in zip(groups, names, COLORS, strict=False):
+        protocol = runs[group.members[0]].protocol
+        name = label if protocol == "standard" else f"{label}, {protocol} protocol"
+        name = f"{name}, {len(group.seeds)} seeds" if group.seeds and labels is None else name
+        parts = [scores[number][scores[number]["group"].isna()] for number in group.members]
+        curves.append(Curve(_plain(name), color, join_seeds(parts) if group.seeds else parts[0], group.seeds))
     return curves
 
 
@@ -237,7 +254,9 @@ def _similarity_rows(runs: Sequence[ScoredRun], metrics: Sequence[str] | None) -
     summary = pd.concat([run.summary for run in runs])
     if metrics is None:
         summary = summary[summary["evaluation"] == "similarity"]
-        metrics = in_order((key for key in summary["metric"] if _metric(runs, key).main), METRICS)
+        known = in_order(summary["metric"], METRICS)
+        main = [key for key in known if _metric(runs, key).main]
+        metrics = known[:1] if not main or all(run.protocol == "paper" for run in runs) else main
     return [dict.fromkeys(summary[summary["metric"] == key]["target"].unique(), key) for key in metrics]
 
 
@@ -269,7 +288,8 @@ def _axis_label(metric: Metric, curves: Sequence[Curve], target: str, key: str) 
     drawn = [curve.summary[curve.summary[["target", "metric"]].eq([target, key]).all(axis=1)] for curve in curves]
     rules = sorted({rule for rows in drawn for rule in rows["protocol"]} - {"standard"})
     rule = "".join(f"{rule} rule; " for rule in rules)
-    return f"{_plain(metric.axis or metric.name)}\n({rule}{'higher' if metric.higher_is_better else 'lower'} is better)"
+    name, better = textwrap.fill(_plain(metric.name), 20), "higher" if metric.higher_is_better else "lower"
+    return f"{name}\n({rule}{better} is better)"
 
 
 def name_runs(runs: Sequence[str | Path], labels: Sequence[str] | None = None) -> Sequence[str]:
@@ -291,86 +311,3 @@ def _mllm(run: Path) -> str:
     name = Path(name).name if Path(name).is_absolute() or name.count("/") != 1 else name
     part = {"llm": "random LLM", "all": "random weights"}.get(str(settings.get("random_weights")))
     return f"{name}, {part}" if part else name
-
-
-def _draw_panel(panel: Axes, curves: list[Curve], target: str, metric: Metric, key: str, depth: int) -> None:
-    """Draw the lines of all runs for one target and metric; `key` is the metric's in the table."""
-    for curve in curves:
-        for floor in [floor for floor in FLOORS if floor in metric.floors]:
-            _draw_line(panel, curve, target, key, floor, depth)
-        _draw_line(panel, curve, target, key, "probe", depth)
-    for source, (linestyle, _) in LEVELS.items():
-        if source in ("mean", "zero") and source not in metric.floors:
-            continue
-        levels = [(curve, value) for curve in curves for value in curve.rows(target, key, source)["mean"]]
-        same = bool(levels) and np.ptp([value for _, value in levels]) < 0.002  # less than a line's width
-        for curve, value in levels:
-            color = GREY if same else curve.color
-            panel.axhline(value, color=color, linestyle=linestyle, label=f"{source}: {curve.label}")
-
-    every = next(step for step in (1, 2, 4, 8, 16, 32, 64) if depth <= 5 * step)
-    found = {int(layer) for curve in curves for layer in curve.summary["layer"].dropna()}
-    names = {layer: name for layer, name in ((-1, "vision"), (0, "emb")) if layer in found}
-    names |= {layer: str(layer) for layer in range(1, depth + 1) if layer == 1 or layer % every == 0}
-    panel.set_xticks(_positions(list(names), depth), list(names.values()))
-    for tick in panel.get_xticklabels()[: sum(layer < 1 for layer in names)]:
-        tick.set_rotation(90 if depth > 6 else 0)
-    panel.locator_params(axis="y", nbins=5)
-
-
-def _draw_line(panel: Axes, curve: Curve, target: str, metric: str, source: str, depth: int) -> None:
-    """Draw the scores of one source of a run over its layers."""
-    rows = curve.rows(target, metric, source)
-    if rows.empty:
-        return
-    rows = rows.assign(**{end: rows[end].where(holds(rows)) for end in ("low", "high")})
-    layers, mean, low, high = (rows[name].to_numpy(float) for name in ("layer", "mean", "low", "high"))
-    x = _positions(layers, depth)
-    style: dict[str, Any] = {"color": curve.color, "label": f"{source}: {curve.label}"}
-    if source in FLOORS:
-        panel.plot(x, mean, linestyle=FLOORS[source][0], linewidth=0.9, **style)
-    else:
-        within, before = layers >= 1, layers < 1
-        marker = "o" if within.sum() <= 12 else None
-        panel.plot(x[within], mean[within], linewidth=1.4, marker=marker, markersize=2.5, **style)
-        panel.fill_between(x[within], low[within], high[within], color=curve.color, alpha=0.2, linewidth=0)
-        # what comes before the decoder: points with bars, led to the line by a faint one
-        panel.plot(x, mean, color=curve.color, linewidth=0.6, alpha=0.5)
-        bars = np.abs(np.stack([low, high]) - mean)[:, before]
-        panel.errorbar(x[before], mean[before], bars, fmt="o", markersize=2.5, linewidth=1, color=curve.color)
-    for lost in x[~np.isfinite(mean)]:
-        panel.plot(lost, 0.03, "x", markersize=4, color=curve.color, transform=panel.get_xaxis_transform())
-
-
-def _positions(layers: Sequence[int] | NDArray[np.float64], depth: int) -> NDArray[np.float64]:
-    """Give decoder layers their number, and set what comes before them as far apart as its names need."""
-    layers = np.asarray(layers, dtype=float)
-    return np.where(layers < 1, 1 + (layers - 1) * max(1, 0.1 * depth), layers)
-
-
-def _add_legend(figure: Figure, curves: list[Curve], metrics: set[str]) -> None:
-    """Put the legend above the panels, in as few lines as the width allows, and give it room of its own."""
-    drawn = pd.concat([curve.summary[curve.summary["metric"].isin(metrics)] for curve in curves])
-    sources, images = set(drawn["source"]), set(drawn["images"])
-    finite = np.isfinite(drawn["mean"]).all()
-    entries: list[Artist] = [
-        Line2D([], [], color=curve.color, linewidth=1.4, label=textwrap.fill(f"probe of {curve.label}", 46))
-        for curve in curves
-    ]
-    entries += [
-        Line2D([], [], color=GREY, linestyle=linestyle, label=name)
-        for source, (linestyle, name) in (FLOORS | LEVELS).items()
-        if source in sources
-    ]
-    over = f"{images.pop():,} images" if len(images) == 1 else "images"
-    entries.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=f"95% interval over {over}"))
-    if not finite:
-        entries.append(Line2D([], [], color=GREY, marker="x", linestyle="", label="scores that are not finite"))
-
-    for lines in range(1, len(entries) + 1):
-        columns = math.ceil(len(entries) / lines)
-        legend = figure.legend(handles=entries, loc="outside upper center", ncols=columns)
-        if columns == 1 or legend.get_window_extent().width <= 0.95 * figure.bbox.width:
-            figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
-            return
-        legend.remove()

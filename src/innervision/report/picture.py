@@ -12,7 +12,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from innervision.files import atomic_write
-from innervision.report.figures import STYLE
+from innervision.report.panels import STYLE
+from innervision.report.tables import layer_name
 
 if TYPE_CHECKING:  # they need what this does not
     from torch import Tensor
@@ -102,8 +103,7 @@ def draw_layers(
             for row, (label, decoded) in enumerate(runs.items(), top):
                 for column, layer in enumerate(layers, 3):
                     pixels = _paint(kind, _output(kind, decoded[target].layers[layer]), colors, scale)
-                    name = {-1: "vision", 0: "emb"}.get(layer, str(layer))
-                    show(row, column, pixels, name, label if column == 3 else "")
+                    show(row, column, pixels, layer_name(layer), label if column == 3 else "")
         if segs := [name for name in known if next(iter(runs.values()))[name].kind == "seg"]:
             outputs = [each for decoded in runs.values() for name in segs for each in decoded[name].all()]
             maps = [

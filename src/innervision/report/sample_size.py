@@ -14,7 +14,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
 from innervision.probes import read_metadata
-from innervision.report.figures import STYLE, name_runs
+from innervision.report.figures import WIDTHS, name_runs
+from innervision.report.panels import STYLES, Style
 
 COLUMNS = ["target", "layer", "images", "explained_variance"]
 
@@ -44,27 +45,40 @@ def read_sample_sizes(run: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def sample_size_figure(runs: Sequence[str | Path], labels: Sequence[str] | None = None) -> Figure:
+def sample_size_figure(
+    runs: Sequence[str | Path],
+    labels: Sequence[str] | None = None,
+    *,
+    targets: Sequence[str] | None = None,
+    style: Style = "screen",
+    size: tuple[float, float] | None = None,
+) -> Figure:
     """Draw a row of panels per run, a panel per target and a line per layer, coloured by its depth.
 
+    For the arguments see `innervision.report.figures.draw_curves`.
+
     Raises:
-        InnerVisionError: a run has no exact probes, or there are not as many labels as runs.
+        InnerVisionError: a run has no exact probes or none for a target, or there are not as many labels as runs.
     """
     tables = [read_sample_sizes(run) for run in runs]
     names = name_runs(runs, labels)
-    targets = list(dict.fromkeys(target for table in tables for target in table["target"]))
+    every = list(dict.fromkeys(target for table in tables for target in table["target"]))
+    if unknown := [target for target in targets or () if target not in every]:
+        raise InnerVisionError(f"no run has probes for the target {unknown[0]!r}, only for: {', '.join(every)}")
+    targets = targets or every
     layers = pd.concat(tables)["layer"]
     depths = Normalize(layers.min(), max(layers.max(), layers.min() + 1))
     colours = matplotlib.colormaps["viridis"]
-    with matplotlib.rc_context(STYLE):
-        size = (max(3.3, 2.25 * len(targets) + 0.6), 1.9 * len(runs) + 0.2)
+    with matplotlib.rc_context(STYLES[style]):
+        width = WIDTHS[len(targets) > 1] if style == "paper" else max(3.3, 2.25 * len(targets) + 0.6)
+        size = size or (width, 1.9 * len(runs) + 0.2)
         figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(runs), len(targets), squeeze=False, sharex=True)
+        panels = figure.subplots(len(runs), len(targets), squeeze=False, sharex=True, sharey=True)
         for row, table, name in zip(panels, tables, names, strict=True):
             for panel, target in zip(row, targets, strict=True):
                 for layer, line in table[table["target"] == target].groupby("layer"):
-                    style: dict[str, Any] = {"color": colours(depths(layer)), "marker": "o", "markersize": 2}
-                    panel.plot(line["images"], line["explained_variance"], label=str(layer), **style)
+                    looks: dict[str, Any] = {"color": colours(depths(layer)), "marker": "o", "markersize": 2}
+                    panel.plot(line["images"], line["explained_variance"], label=str(layer), **looks)
                 panel.set_xscale("log", base=2)
                 panel.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
                 panel.xaxis.set_major_formatter("{x:,.0f}")

@@ -87,7 +87,7 @@ maps from the states at the place of what is predicted, solved in one pass over 
     for name, run in zip(RUNS, runs, strict=True):
         for evaluation in EVALUATIONS:
             print(f"\n--- world/{name}: {evaluation} ---\n\n{tabulate(run, evaluation).text}")
-    curves = plot_curves(runs, out / "curves.png")
+    curves = plot_curves(runs, out / "curves")
     picture = draw_scene(runs, targets, scenes, out / "layers.png", choose_scene(val))
     print(
         f"""

@@ -11,8 +11,8 @@ import pandas as pd
 from innervision.errors import printable
 from innervision.metrics.registry import Metric
 from innervision.report.compare import Compared
-from innervision.report.figures import COLORS, FLOORS, LEVELS
 from innervision.report.page.study import Studied, Study
+from innervision.report.panels import COLORS, FLOORS, LEVELS
 from innervision.report.tables import MOST_GROUPS, SOURCES, holds
 
 DARK = ("#4DA3E0", "#F0803C", "#2FBF93", "#E08FC0", "#F2B21B", "#8AD0F5", "#FFFFFF")
@@ -60,7 +60,7 @@ def _metric_data(study: Study, target: str, key: str) -> dict[str, Any]:
     rules = sorted({rule for each in rows for rule in each["protocol"]} - {"standard"})
     return {
         "name": printable(metric.name),
-        "axis": printable(metric.axis or metric.name) + "".join(f" ({printable(rule)} rule)" for rule in rules),
+        "axis": printable(metric.name) + "".join(f" ({printable(rule)} rule)" for rule in rules),
         "meaning": printable(metric.meaning),
         "higher": metric.higher_is_better,
         "runs": {
