@@ -140,6 +140,7 @@ def test_what_the_scores_were_made_on_stands_beside_them(trained: Trained, run: 
     assert facts["setup"]["dtype"] == {"mllm": "float32", "experts": "float32", "probes": "float32"}
     assert facts["setup"]["processors"].keys() == {"mllm", "gen"}
     assert facts["setup"]["processors"]["mllm"] == "CLIPImageProcessor (torchvision)"
+    assert facts["settings"]["images"] == str(trained.images)
     assert {"torch", "transformers", "pillow"} <= facts["setup"]["versions"].keys()
     assert facts["setup"]["device"].startswith("cpu (")
 

@@ -37,11 +37,16 @@ def read_sample_sizes(run: str | Path) -> pd.DataFrame:
             raise InnerVisionError(
                 f"the probes of {target} in {run} do not say how many images they need: only exact probes do"
             )
-        rows += [
-            (target, int(layer), images, explained)
-            for layer, found in held_out.items()
-            for images, explained in zip(found["images"], found["explained_variance"], strict=True)
-        ]
+        try:
+            rows += [
+                (target, int(layer), int(images), float(explained))
+                for layer, found in held_out.items()
+                for images, explained in zip(found["images"], found["explained_variance"], strict=True)
+            ]
+        except (TypeError, KeyError, ValueError) as error:
+            raise InnerVisionError(
+                f"{folder.probes(target)} does not hold what images held out say: {error}"
+            ) from error
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

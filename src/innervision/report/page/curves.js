@@ -1,6 +1,6 @@
 // Curves by layer, paired differences and splits, drawn by Plotly.
 
-const DASHES = { shuffled: "dot", blank: "1px,5px", mean: "dash", zero: "12px,3px,2px,3px", expert: "dashdot", plain: "longdash" };
+const DASHES = { shuffled: "dot", blank: "1px,5px", mean: "dash", zero: "9px,3px,2px,3px,2px,3px", expert: "dashdot", plain: "longdash" };
 const CEILINGS = ["expert", "plain"];
 
 function layout(title, depth, vision) {
@@ -93,9 +93,11 @@ function floorTraces(metric, run, label) {
   const ends = layersOf(metric);
   for (const [source, level] of Object.entries(levels)) {
     if (level.mean[0] === null || !STATE.lines.has(CEILINGS.includes(source) ? "ceilings" : "floors")) continue;
+    const same = Object.values(metric.runs).every((other) => other.levels[source] && other.levels[source].mean[0] === level.mean[0]);
+    const hue = same ? style("--soft") : colour(run);
     const x = [Math.min(...ends) - 0.4, ...new Set(ends), Math.max(...ends) + 0.4].sort((a, b) => a - b);
     traces.push({
-      x, y: x.map(() => level.mean[0]), mode: "lines", line: { color: colour(run), width: 1.5, dash: DASHES[source] }, opacity: 0.8,
+      x, y: x.map(() => level.mean[0]), mode: "lines", line: { color: hue, width: 1.5, dash: DASHES[source] }, opacity: 0.8,
       text: x.map(() => `${wrapped(label)}, ${plain(source)}<br>${wrapped(DATA.sources[source])}: <b>${plain(level.text[0])}</b>`),
       hovertemplate: "%{text}<extra></extra>",
     });
@@ -150,7 +152,7 @@ function startCurves() {
 function showLineLegend() {
   const metrics = DATA.targets.flatMap((target) => target.metrics);
   const used = new Set(metrics.flatMap((metric) => Object.values(metric.runs).flatMap((run) => [...Object.keys(run.lines), ...Object.keys(run.levels)])));
-  const patterns = { dot: "2 3", "1px,5px": "1 5", dash: "8 4", "12px,3px,2px,3px": "12 3 2 3", dashdot: "8 3 2 3", longdash: "14 4" };
+  const patterns = { dot: "2 3", "1px,5px": "1 5", dash: "8 4", "9px,3px,2px,3px,2px,3px": "9 3 2 3 2 3", dashdot: "8 3 2 3", longdash: "14 4" };
   for (const [source, dash] of Object.entries(DASHES)) {
     if (!used.has(source)) continue;
     const line = shape("line", { x1: 0, y1: 5, x2: 40, y2: 5, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": patterns[dash] });

@@ -64,7 +64,8 @@ def rank_images(run: ScoredRun, evaluation: str, target: str) -> Ranking | None:
             continue
         rows = probe[probe["metric"] == key]
         rows = rows[rows["layer"] >= 1] if (rows["layer"] >= 1).any() else rows
-        means = rows.groupby("image", observed=True)["value"].mean().dropna()
+        means = rows.groupby("image", observed=True)["value"].mean()
+        means = means[np.isfinite(means)]
         means = means.sort_index().sort_values(ascending=not metric.higher_is_better, kind="stable")
         return Ranking(evaluation, target, key, {str(name): float(value) for name, value in means.items()})
     return None
@@ -207,8 +208,17 @@ def _is_entry(entry: Any, hash: str | None) -> bool:
     if not isinstance(entry, dict) or entry.get("hash") != hash or not re.fullmatch(r"[0-9a-f]{16}", str(hash)):
         return False
     cells, pairs = entry.get("cells"), entry.get("pairs")
-    numbers = isinstance(pairs, list) and all(np.shape(pair) == (2, 2) for pair in pairs)
-    return numbers and isinstance(cells, list) and all(isinstance(cell, str) for cell in cells) and "expert" in cells
+    known = isinstance(cells, list) and all(isinstance(cell, str) for cell in cells) and "expert" in cells
+    return known and isinstance(pairs, list) and all(_is_pair(pair) for pair in pairs)
+
+
+def _is_pair(pair: Any) -> bool:
+    """Tell whether something is two points of two numbers, 0…1."""
+    points = pair if isinstance(pair, list) and len(pair) == 2 else [None]
+    return all(
+        isinstance(point, list) and len(point) == 2 and all(type(each) is float and 0 <= each <= 1 for each in point)
+        for point in points
+    )
 
 
 def _image(
@@ -240,8 +250,9 @@ def _image(
         return None
     legend: list[list[str]] = []
     if ranking.evaluation == "seg":
-        labels = next(iter(albums[number]["classes"] for number in entries))
-        legend = _colour_classes([*sheets.values()], [str(label) for label in labels])
+        labels = albums[next(iter(entries))].get("classes")
+        names = [str(label) for label in labels] if isinstance(labels, list) else []
+        legend = _colour_classes([*sheets.values()], names)
     first = next(iter(entries.values()))
     return {
         "name": printable(name),

@@ -23,6 +23,9 @@ FLOORS = {
 }
 """What a sentence calls a floor."""
 
+PERFECT = ("cosine", "token_cosine", "centred_cosine", "explained_variance")
+"""Metrics by which the expert's own feature scores 1."""
+
 WIDE = 100
 """Below so many images, a page warns that intervals are wide."""
 
@@ -86,11 +89,11 @@ def _stand(study: Study, run: Studied, number: int, target: str, key: str) -> St
     if of_layers.empty:
         return None
     better = 1 if metric.higher_is_better else -1
-    best = max(of_layers.itertuples(index=False), key=lambda row: _rank(better * row.mean))
-    average = next(probe[probe["layer"].isna()].itertuples(index=False), None)
+    best = max(_lines(of_layers), key=lambda row: _rank(better * row.mean))
+    average = next(iter(_lines(probe[probe["layer"].isna()])), None)
     score = best if average is None else average
     at = rows["layer"].isna() if average is not None else rows["layer"].isna() | (rows["layer"] == best.layer)
-    levels = {row.source: row.mean for row in rows[at].itertuples(index=False) if row.source != "probe"}
+    levels = {row.source: row.mean for row in _lines(rows[at]) if row.source != "probe"}
     floors = {source: level for source, level in levels.items() if source in metric.floors and np.isfinite(level)}
     highest = max(floors.items(), key=lambda floor: better * floor[1], default=None)
     above = run.floors[run.floors[["target", "metric"]].eq([target, key]).all(axis=1)]
@@ -99,17 +102,18 @@ def _stand(study: Study, run: Studied, number: int, target: str, key: str) -> St
     by_layer = above[above["layer"].notna()].groupby("layer")["cleared"].all()
     known = bool(len(mine)) and bool(mine["low"].notna().all())
     below = [floor for floor in metric.floors if known and floor in set(mine.loc[~mine["cleared"], "floor"])]
-    ceiling = levels.get("expert", 1.0 if _perfect(key) else None)
+    ceiling = levels.get("expert", 1.0 if key in PERFECT else None)
+    ceiling = ceiling if ceiling is not None and np.isfinite(ceiling) else None
     return Standing(run.label, number, score, best, highest, ceiling, below, known, int(by_layer.sum()), len(of_layers))
+
+
+def _lines(table: pd.DataFrame) -> list[Any]:
+    """Give the rows of a table, with a field for each column."""
+    return list(table.itertuples(index=False))
 
 
 def _rank(value: float) -> float:
     return value if np.isfinite(value) else -np.inf
-
-
-def _perfect(key: str) -> bool:
-    """Tell of which metrics 1 is what the expert's own features score: those of similarity."""
-    return key in ("cosine", "token_cosine", "centred_cosine", "explained_variance")
 
 
 def _tell_differences(study: Study, target: str, key: str) -> Iterator[str]:
@@ -137,7 +141,7 @@ def _average_difference(found: Compared, first: Studied, target: str, key: str) 
     rules = set(first.scores.loc[first.scores[["target", "metric"]].eq([target, key]).all(axis=1), "protocol"])
     wanted = rows[["target", "metric"]].eq([target, key]).all(axis=1) & rows["protocol"].isin(rules)
     rows = rows[wanted & rows["group"].isna() & rows["layer"].isna()]
-    return next(rows.itertuples(index=False), None)
+    return next(iter(_lines(rows)), None)
 
 
 def _signed(metric: Metric, value: float) -> str:
@@ -155,7 +159,7 @@ def _interval(metric: Metric, row: Any, *, signed: bool = False) -> str:
 def tell(finding: Finding, standing: Standing) -> str:
     """Say in words where a run stands: score with interval, and `details`."""
     metric, score = finding.metric, standing.score
-    where = f"at layer {name_layer(score.layer)}" if score.layer is not pd.NA else "on average over the decoder layers"
+    where = at_layer(score.layer) if score.layer is not pd.NA else "on average over the decoder layers"
     numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
     return f"{standing.label}: {numbers} {where}. {details(finding, standing)}"
 
@@ -165,7 +169,7 @@ def details(finding: Finding, standing: Standing) -> str:
     write, score = finding.metric.format, standing.score
     parts = [f"n = {score.images:,} images"]
     if score.layer is pd.NA:
-        parts.append(f"Best at layer {name_layer(standing.best.layer)}: {write(standing.best.mean)}")
+        parts.append(f"Best {at_layer(standing.best.layer)}: {write(standing.best.mean)}")
     if standing.floor:
         source, level = standing.floor
         parts.append(f"Floor {write(level)}: {FLOORS.get(source, source)}")
@@ -179,23 +183,24 @@ def details(finding: Finding, standing: Standing) -> str:
 def headline(study: Study, found: list[Finding]) -> str:
     """Say in one sentence what was measured and what came out for the first run."""
     labels = listed([run.label for run in study.runs])
-    kinds = {str((run.settings.get("probe") or {}).get("kind", "")) for run in study.runs}
+    kinds = {run.probe_kind or "" for run in study.runs}
     probes = f"{kinds.pop()} probes".strip() if len(kinds) == 1 else "probes"
     parts, averaged = [], True
     for target in study.targets:
-        finding = next((each for each in found if each.target == target), None)
-        standing = finding and next((each for each in finding.standings if each.number == 0), None)
-        if finding is None or standing is None:
+        of_target = [finding for finding in found if finding.target == target][:1]
+        first = [(finding.metric, each) for finding in of_target for each in finding.standings if each.number == 0]
+        if not first:
             continue
-        metric, score = finding.metric, standing.score
+        metric, standing = first[0]
+        score = standing.score
         averaged &= score.layer is pd.NA
         floor = f"floor {metric.format(standing.floor[1])}, " if standing.floor else ""
         numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
         parts.append(f"{numbers} for {target} ({floor}n = {score.images:,})")
     where = "on average over the decoder layers" if averaged else "from the decoder layers"
     return (
-        f"What frozen vision experts make of held-out images, predicted by {probes} from the layers of {labels}: "
-        f"{where} of {study.runs[0].label} with {listed(parts)}."
+        f"{probes[0].upper()}{probes[1:]} read the layers of {labels} and predict what frozen vision experts see in "
+        f"held-out images: {where} of {study.runs[0].label} they reach {listed(parts)}."
     )
 
 
@@ -236,7 +241,7 @@ def _of_scores(study: Study) -> Iterator[str]:
     for (target, key), part in probe[~holds(probe)].groupby(["target", "metric"], sort=False):
         worst = part.sort_values("rare_groups").iloc[-1]
         yield (
-            f"{target}, {study.metric(key).name}: {worst.rare_groups} of {worst.groups} classes are in fewer than "
+            f"{target}, {study.metric(str(key)).name}: {worst.rare_groups} of {worst.groups} classes are in fewer than "
             f"{FEWEST} images, so its intervals do not hold."
         )
     for (label, target), part in probe[~np.isfinite(probe["mean"])].groupby(["run", "target"], sort=False):
@@ -246,7 +251,7 @@ def _of_scores(study: Study) -> Iterator[str]:
 def _of_sizes(study: Study) -> Iterator[str]:
     for target in study.targets:
         rises = [
-            f"{run.label} +{gain.gain:.3f} at layer {name_layer(gain.layer)} from {gain.before:,} to {gain.after:,} "
+            f"{run.label} +{gain.gain:.3f} {at_layer(gain.layer)} from {gain.before:,} to {gain.after:,} "
             f"images ({gain.rising} of {gain.layers} layers rose by more than {STILL_GAINS})"
             for run in study.runs
             for gain in run.gains or []
@@ -261,20 +266,20 @@ def _of_sizes(study: Study) -> Iterator[str]:
 
 def _of_runs(study: Study) -> Iterator[str]:
     for run in study.runs:
-        kind = (run.settings.get("probe") or {}).get("kind")
-        if run.gains is None and kind not in ("ridge", "pooled", None):
+        if run.gains is None and run.probe_kind not in ("ridge", "pooled", None):
             yield (
-                f"The probes of {run.label} ({kind}) are trained: a low score may be that of their training, and "
-                "another seed gives another score, which no interval here holds."
+                f"The probes of {run.label} ({run.probe_kind}) are trained: a low score may be that of their "
+                "training, and another seed gives another score, which no interval here holds."
             )
-        trained_on = (run.record.get("images") or {}).get("files")
+        images = run.record.get("images")
+        trained_on = images.get("files") if isinstance(images, dict) else None
         for name, facts in run.scored.facts.items():
             if trained_on and facts.plan.get("files") == trained_on:
                 yield f"{name}: {run.label} was scored on the images that its probes were trained on."
             if lost := len(facts.bad_images):
-                yield f"{name}: {lost:,} images were left out of the scores of {run.label} ({few(facts.bad_images)})."
+                yield f"{name}: {_left_out(lost)} left out of the scores of {run.label} ({few(facts.bad_images)})."
         if run.bad_images:
-            yield f"Training {run.label} left out {len(run.bad_images):,} images ({few(run.bad_images)})."
+            yield f"{_left_out(len(run.bad_images))} left out of the training of {run.label} ({few(run.bad_images)})."
         if run.scored.protocol != "standard":
             yield f"{run.label} follows the protocol {run.scored.protocol}, which repeats faults of the original code."
     if all(run.settings.get("random_weights", "none") == "none" for run in study.runs):
@@ -294,9 +299,13 @@ def _of_pairs(study: Study) -> Iterator[str]:
         yield from (f"{names}: {line}." for line in found.notes)
 
 
-def name_layer(layer: int) -> str:
-    """Name a layer as the page does: `vision`, `0`, `1` …"""
-    return "vision" if layer == -1 else str(layer)
+def _left_out(count: int) -> str:
+    return "1 image was" if count == 1 else f"{count:,} images were"
+
+
+def at_layer(layer: int) -> str:
+    """Say where in a model: `in the vision stage`, `at layer 3`."""
+    return "in the vision stage" if layer == -1 else f"at layer {layer}"
 
 
 def listed(names: list[str]) -> str:

@@ -53,6 +53,12 @@ class Studied:
     bad_images: dict[str, Any]
     """Images that training left out, and why."""
 
+    @property
+    def probe_kind(self) -> str | None:
+        """Of the probes, where the settings tell."""
+        probe = self.settings.get("probe")
+        return str(probe["kind"]) if isinstance(probe, dict) and "kind" in probe else None
+
 
 @dataclass
 class Study:
@@ -149,7 +155,7 @@ def _gains(run: Path) -> list[Gain] | None:
 
 def _last_doublings(table: pd.DataFrame) -> Iterator[Gain]:
     for target, rows in table.groupby("target", sort=False):
-        ends = {layer: line.sort_values("images").tail(2) for layer, line in rows.groupby("layer")}
+        ends = {int(str(layer)): line.sort_values("images").tail(2) for layer, line in rows.groupby("layer")}
         gains = {
             layer: float(end["explained_variance"].iloc[1] - end["explained_variance"].iloc[0])
             for layer, end in ends.items()
@@ -159,7 +165,7 @@ def _last_doublings(table: pd.DataFrame) -> Iterator[Gain]:
             layer = max(gains, key=gains.__getitem__)
             before, after = ends[layer]["images"]
             rising = sum(gain > STILL_GAINS for gain in gains.values())
-            yield Gain(str(target), int(layer), gains[layer], int(before), int(after), rising, len(gains))
+            yield Gain(str(target), layer, gains[layer], int(before), int(after), rising, len(gains))
 
 
 def _compare(first: str | Path, second: str | Path) -> Compared | str:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -137,13 +138,13 @@ def _card(finding: Finding) -> dict[str, Any]:
 def _ends(standing: Standing) -> Iterator[float]:
     score = standing.score
     levels = [score.mean, score.low, score.high, standing.floor[1] if standing.floor else None, standing.ceiling]
-    finite = [float(value) for value in levels if value is not None and value == value and abs(value) != float("inf")]
+    finite = [float(value) for value in levels if value is not None and math.isfinite(value)]
     yield from finite or [0.0]
 
 
 def _bar(finding: Finding, standing: Standing, place: Any) -> dict[str, Any]:
     score = standing.score
-    known = score.low == score.low
+    known = math.isfinite(score.low)
     ends = sorted([place(score.low), place(score.high)]) if known else None
     return {
         "label": standing.label,
@@ -153,7 +154,7 @@ def _bar(finding: Finding, standing: Standing, place: Any) -> dict[str, Any]:
         "good": standing.known and not standing.below,
         "score": finding.metric.format(score.mean),
         "interval": f"[{finding.metric.format(score.low)}, {finding.metric.format(score.high)}]" if known else "",
-        "at": place(score.mean) if score.mean == score.mean else None,
+        "at": place(score.mean) if math.isfinite(score.mean) else None,
         "from": ends[0] if ends else None,
         "width": round(ends[1] - ends[0], 2) if ends else None,
         "floor": place(standing.floor[1]) if standing.floor else None,
