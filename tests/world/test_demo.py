@@ -1,6 +1,7 @@
 """The demo on a handful of scenes: everything is there, and nothing is done twice."""
 
-from collections.abc import Iterator
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,17 @@ from innervision.world.scenes import CATEGORIES, render
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Run it with two processes."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    demonstrate(out, train=8, val=6, workers=2, progress=False)
-    yield out
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Run it with two processes; give its folder, and the lines that it prints."""
+    out, printed = tmp_path_factory.mktemp("demo") / "out", io.StringIO()
+    with redirect_stdout(printed):
+        demonstrate(out, train=8, val=6, workers=2, progress=False)
+    return out, printed.getvalue().splitlines()
+
+
+@pytest.fixture
+def demo(shown: tuple[Path, list[str]]) -> Path:
+    return shown[0]
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -54,36 +61,31 @@ def test_it_ends_with_figures_and_scores_of_every_layer_and_task(demo: Path) -> 
             assert {"probe", "mean"} <= set(scores["source"])
 
 
-def test_finished_work_is_left_alone_and_what_is_printed_is_short(
-    demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_work_is_left_alone(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures and tables are written anew, the figures here by nobody."""
     monkeypatch.setattr("innervision.world.demo.draw_curves", lambda runs, out: [out, out.with_suffix(".pdf")])
     monkeypatch.setattr("innervision.world.demo.draw_scene", lambda runs, targets, scenes, out, index: out)
     before = files_of(demo)
     demonstrate(demo, train=8, val=6, progress=False)
-    printed = capsys.readouterr().out
-    lines = printed.splitlines()
-    assert len(lines) <= 40
-    assert max(map(len, lines)) <= 120 + len(str(demo))
-    for name in RUNS:
-        rows = [line.split() for line in lines if line.startswith(f"{name} ")]
-        assert len(rows) == len(DISTILLED)
-    for name in ("curves.png", "layers.png", "tables.txt"):
-        assert str(demo / name) in printed
     after = files_of(demo)
-    rewritten = {"tables.txt", "notes.txt"}
-    assert {path for path in before if after[path] != before[path]} <= rewritten
+    assert {path for path in before if after[path] != before[path]} <= {"tables.txt", "notes.txt"}
     assert after.keys() == before.keys()
 
 
-def test_a_row_has_the_best_layer_and_its_scores(
-    demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("innervision.world.demo.draw_curves", lambda runs, out: [out, out.with_suffix(".pdf")])
-    monkeypatch.setattr("innervision.world.demo.draw_scene", lambda runs, targets, scenes, out, index: out)
-    demonstrate(demo, train=8, val=6, progress=False)
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("tuned ")]
+def test_what_is_printed_is_short_and_names_the_files(shown: tuple[Path, list[str]]) -> None:
+    demo, lines = shown
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120 + len(str(demo))
+    for name in RUNS:
+        assert sum(line.startswith(f"{name} ") for line in lines) == len(DISTILLED)
+    for name in ("curves.png", "layers.png", "tables.txt"):
+        assert (demo / name).is_file()
+        assert any(line.startswith(str(demo / name)) for line in lines)
+
+
+def test_a_row_has_the_best_layer_and_its_scores(shown: tuple[Path, list[str]]) -> None:
+    demo, lines = shown
+    rows = [line.split() for line in lines if line.startswith("tuned ")]
     layers = {"vision": -1, "emb": 0} | {str(layer): layer for layer in range(1, 9)}
     for row, target in zip(rows, DISTILLED, strict=True):
         similar = _means(read_scores(demo / "runs/tuned", "similarity"), target, "centred_cosine", "probe")
