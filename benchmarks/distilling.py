@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from innervision import MLLM, EvaluateSettings, TrainSettings, evaluate_similarity, fit, load_targets
 from innervision.checkpoints.identity import MODELS as SHIPPED
-from innervision.config import GenSettings, TaskSettings
+from innervision.config import TaskSettings
 from innervision.engine.evaluate import evaluate_task
 from innervision.engine.run import RunFolder
 from innervision.report.compare import compare
@@ -48,9 +48,8 @@ METRICS = {
     "centred_cosine": "centred cosine",
     "accuracy": "pairs ordered right",
     "miou": "mIoU",
-    "image_cosine:world/gen": "cosine of drawn images",
 }
-"""Similarity, and of each target's task one metric."""
+"""Of similarity, and of the tasks depth and seg."""
 COLOURS = {
     "distilled": "#0072B2",
     "tuned": "#D55E00",
@@ -73,14 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distilling", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/distilling"))
     parser.add_argument("--seeds", type=int, default=3, help="trainings of tuned and distilled")
-    parser.add_argument("--train", type=int, default=800, help="scenes for the probes")
-    parser.add_argument("--val", type=int, default=128, help="held-out scenes")
+    parser.add_argument("--train", type=int, default=600, help="scenes for the probes")
+    parser.add_argument("--val", type=int, default=100, help="held-out scenes")
     options = parser.parse_args()
 
     scenes = options.out / "scenes"
     write_scenes(scenes, options.train, options.val)
     targets = load_targets(TARGETS.split(","), device="cpu", head=True)
-    chosen = [(name, seed) for seed in range(options.seeds) for name in MODELS if not seed or name in TRAINED_OFTEN]
+    chosen = [(name, seed) for seed in range(options.seeds) for name in TRAINED_OFTEN]
+    chosen += [(name, 0) for name in MODELS if name not in TRAINED_OFTEN]
     studied = []
     for name, seed in tqdm(chosen, unit="model"):
         folder = SHIPPED if seed == 0 else grow(options.out, seed)
@@ -107,7 +107,7 @@ def grow(out: Path, seed: int) -> Path:
 
 
 def fit_and_score(run: Path, model: str, fresh: Literal["none", "all"], scenes: Path, targets: Any) -> None:
-    """Fit exact probes to all layers, and score them by similarity and by each target's task."""
+    """Fit exact probes to all layers, and score them by similarity and by the tasks of depth and seg."""
     here: dict[str, Any] = {"device": "cpu", "workers": 0}
     settings = TrainSettings(
         mllm=model, random_weights=fresh, targets=TARGETS, images=str(scenes / "train2017"), out=str(run), **here
@@ -121,7 +121,6 @@ def fit_and_score(run: Path, model: str, fresh: Literal["none", "all"], scenes: 
     tasks = {
         "depth": TaskSettings(data=str(scenes / "da2k"), decode_batch_size=4, **here),  # in the processor's cache
         "seg": TaskSettings(data=str(scenes), **here),
-        "gen": GenSettings(data=images, features="gen=world/gen", steps=3, guidance=1.0, **here),
     }
     fit(settings, resume=RunFolder(run).yaml.exists(), **models)
     evaluate_similarity(run, EvaluateSettings(images=images, **here), **models)
@@ -164,35 +163,33 @@ def over_seeds(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(scores: pd.DataFrame) -> Figure:
-    """Draw scores by layer: a column per target; above its similarity, below its task; a thin line per seed."""
-    figure, axes = plt.subplots(2, len(LOSSES), figsize=(3.3 * len(LOSSES), 5.4), sharex=True)
-    for column, (target, loss) in enumerate(LOSSES.items()):
-        own = scores[scores["target"] == target]
-        keys = [key for key in METRICS if key in set(own["metric"])]
-        for axis, key in zip(axes[:, column], keys, strict=True):
-            axis.axvline(loss.layer, color="black", lw=0.8, ls=":", label="the loss stood here")
-            for name, colour in COLOURS.items():
-                lines = own[(own["metric"] == key) & (own["model"] == name) & (own["source"] == "probe")]
-                for seed, line in lines.dropna(subset=["layer"]).groupby("seed"):
-                    line = line.sort_values("layer")
-                    x = line["layer"].astype(int)
-                    axis.plot(x, line["mean"].to_numpy(float), color=colour, lw=1.2, label=name)
-                    if seed == 0:
-                        low, high = line["low"].to_numpy(float), line["high"].to_numpy(float)
-                        axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-            for source, style in {"mean": "--", "expert": "-."}.items():
-                level = own[(own["metric"] == key) & (own["source"] == source)]["mean"]
-                if len(level) and key != "centred_cosine":
-                    axis.axhline(level.mean(), color="black", lw=0.8, ls=style, label=f"{source} feature")
-            axis.set_ylabel(METRICS[key])
-            axis.grid(alpha=0.3)
-        axes[0, column].set_title(f"{target}, distilled at layer {loss.layer}")
-        axes[1, column].set_xticks(range(-1, 9), ["vision", "emb", *map(str, range(1, 9))], rotation=45)
-        axes[1, column].set_xlabel("decoder layer")
+    """Draw scores by layer: similarity above, tasks below; a line per seed, and the interval of seed 0."""
+    panels = [(target, "centred_cosine") for target in LOSSES] + [("seg", "miou"), ("depth", "accuracy")]
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5.4), sharex=True)
+    axes[1, 2].axis("off")
+    for axis, (target, key) in zip(axes.flat, panels, strict=False):
+        drawn = scores[(scores["target"] == target) & (scores["metric"] == key)]
+        axis.axvline(LOSSES[target].layer, color="black", lw=0.8, ls=":", label="where the loss stood")
+        for name, colour in COLOURS.items():
+            lines = drawn[(drawn["model"] == name) & (drawn["source"] == "probe")].dropna(subset=["layer"])
+            for seed, line in lines.groupby("seed"):
+                x, mean, low, high = line.sort_values("layer")[["layer", "mean", "low", "high"]].to_numpy(float).T
+                axis.plot(x, mean, color=colour, lw=1.2, label=name)
+                if seed == 0:
+                    axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        for source, style in {"mean": "--", "expert": "-."}.items():
+            level = drawn[drawn["source"] == source]["mean"]
+            if key != "centred_cosine":  # for which they are 0 and 1
+                axis.axhline(level.mean(), color="black", lw=0.8, ls=style, label=f"{source} feature")
+        axis.set_title(f"{target}, distilled at layer {LOSSES[target].layer}")
+        axis.set_ylabel(METRICS[key])
+        axis.set_xticks(range(-1, 9), ["vision", "emb", *map(str, range(1, 9))], rotation=60)
+        axis.tick_params(labelbottom=True)
+        axis.grid(alpha=0.3)
     found = [axis.get_legend_handles_labels() for axis in axes.flat]
     labels = {text: handle for handles, texts in found for handle, text in zip(handles, texts, strict=True)}
-    figure.legend(labels.values(), labels.keys(), loc="lower center", ncol=len(labels), frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.legend(labels.values(), labels.keys(), loc="center", bbox_to_anchor=(0.83, 0.27), frameon=False)
+    figure.tight_layout()
     return figure
 
 

@@ -1,26 +1,34 @@
 """The demo on a handful of scenes: everything is there, and nothing is done twice."""
 
-from collections.abc import Iterator
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from tools.world.distill import LOSSES
 
 from innervision.data import read_panoptic
 from innervision.engine.run import RunFolder
 from innervision.report.files import read_scores
-from innervision.world.demo import DRAW, EVALUATIONS, RUNS, choose_scene, demonstrate, truth_of
+from innervision.world.demo import DISTILLED, EVALUATIONS, RUNS, choose_scene, demonstrate, truth_of
 from innervision.world.scenes import CATEGORIES, render
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    out = tmp_path_factory.mktemp("demo") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DRAW, "steps", 1)
-        demonstrate(out, train=8, val=2, progress=False)
-        yield out
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Run it with two processes; give its folder, and the lines that it prints."""
+    out, printed = tmp_path_factory.mktemp("demo") / "out", io.StringIO()
+    with redirect_stdout(printed):
+        demonstrate(out, train=8, val=6, workers=2, progress=False)
+    return out, printed.getvalue().splitlines()
+
+
+@pytest.fixture
+def demo(shown: tuple[Path, list[str]]) -> Path:
+    return shown[0]
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -29,6 +37,10 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def test_the_layers_that_are_marked_are_those_that_were_taught() -> None:
+    assert {target: loss.layer for target, loss in LOSSES.items()} == DISTILLED
 
 
 def test_it_ends_with_figures_and_scores_of_every_layer_and_task(demo: Path) -> None:
@@ -49,27 +61,56 @@ def test_it_ends_with_figures_and_scores_of_every_layer_and_task(demo: Path) -> 
             assert {"probe", "mean"} <= set(scores["source"])
 
 
-def test_finished_work_is_left_alone(
-    demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But for the figures, which are drawn anew, here by nobody."""
-    monkeypatch.setattr("innervision.world.demo.plot_curves", lambda runs, out: [out.with_suffix(f".{kind}") for kind in ("png", "pdf")])
+def test_finished_work_is_left_alone(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures and tables are written anew, the figures here by nobody."""
+    monkeypatch.setattr("innervision.world.demo.draw_curves", lambda runs, out: [out.with_suffix(".png")] * 2)
     monkeypatch.setattr("innervision.world.demo.draw_scene", lambda runs, targets, scenes, out, index: out)
     before = files_of(demo)
-    demonstrate(demo, train=8, val=2, progress=False)
-    printed = capsys.readouterr().out
+    demonstrate(demo, train=8, val=6, progress=False)
+    after = files_of(demo)
+    assert {path for path in before if after[path] != before[path]} <= {"tables.txt", "notes.txt"}
+    assert after.keys() == before.keys()
+
+
+def test_what_is_printed_is_short_and_names_the_files(shown: tuple[Path, list[str]]) -> None:
+    demo, lines = shown
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120 + len(str(demo))
     for name in RUNS:
-        for evaluation in EVALUATIONS:
-            assert f"--- world/{name}: {evaluation} ---" in printed
-    for name in ("curves.png", "layers.png"):
-        assert str(demo / name) in printed
-    assert files_of(demo) == before
+        assert sum(line.startswith(f"{name} ") for line in lines) == len(DISTILLED)
+    for name in ("curves.png", "layers.png", "tables.txt"):
+        assert (demo / name).is_file()
+        assert any(line.startswith(str(demo / name)) for line in lines)
 
 
-def test_the_scene_that_is_shown_is_chosen_by_its_objects_alone() -> None:
-    index = choose_scene(20)
-    seen = [sum(item.named for item in render(0, 500_000_001 + i, 112).objects) for i in range(20)]
-    assert index == 500_000_001 + seen.index(max(seen))
+def test_a_row_has_the_best_layer_and_its_scores(shown: tuple[Path, list[str]]) -> None:
+    demo, lines = shown
+    rows = [line.split() for line in lines if line.startswith("tuned ")]
+    layers = {"vision": -1, "emb": 0} | {str(layer): layer for layer in range(1, 9)}
+    for row, target in zip(rows, DISTILLED, strict=True):
+        similar = _means(read_scores(demo / "runs/tuned", "similarity"), target, "centred_cosine", "probe")
+        assert similar.idxmax() == layers[row[1]]
+        assert float(row[2]) == pytest.approx(similar.max(), abs=6e-4)
+    accuracy = read_scores(demo / "runs/tuned", "depth")
+    of_best = accuracy[(accuracy["layer"] == layers[rows[0][1]]) & (accuracy["protocol"] == "standard")]
+    pairs = of_best[(of_best["source"] == "probe") & (of_best["metric"] == "accuracy") & of_best["group"].isna()]
+    expected = float(np.average(pairs["value"], weights=pairs["weight"]))
+    assert float(rows[0][5]) == pytest.approx(expected, abs=6e-4)
+
+
+def _means(scores: pd.DataFrame, target: str, metric: str, source: str) -> pd.Series:
+    chosen = scores[["target", "metric", "source"]].eq([target, metric, source]).all(axis=1)
+    return scores[chosen].groupby("layer")["value"].mean()
+
+
+def test_the_scene_that_is_shown_is_that_of_median_similarity(demo: Path) -> None:
+    tables = pd.concat([read_scores(demo / "runs" / name, "similarity") for name in RUNS])
+    chosen = tables[(tables["metric"] == "centred_cosine") & (tables["source"] == "probe")]
+    means = {image: rows["value"].mean() for image, rows in chosen.groupby("image", observed=True)}
+    assert len(means) == 6
+    shown = choose_scene([demo / "runs" / name for name in RUNS])
+    [own] = [mean for image, mean in means.items() if int(Path(str(image)).stem) == shown]
+    assert sum(mean < own for mean in means.values()) == 2  # and three above
 
 
 def test_its_truth_is_that_of_the_annotations(demo: Path) -> None:

@@ -3,12 +3,20 @@
 innervision demo --out runs/demo
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import redirect_stderr
+from functools import cache
+from itertools import cycle
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from innervision.config import DrawSettings, EvaluateSettings, GenSettings, TaskSettings, TrainSettings
 from innervision.data import read_image
@@ -16,27 +24,36 @@ from innervision.engine.decode import decode_layers
 from innervision.engine.evaluate import evaluate_similarity, evaluate_task
 from innervision.engine.fit import fit
 from innervision.engine.run import RunFolder
+from innervision.files import atomic_write
+from innervision.metrics.registry import find_metric
 from innervision.mllm import MLLM
-from innervision.report.figures import plot_curves
+from innervision.report.compare import compare
+from innervision.report.figures import curves_figure, write_figure
+from innervision.report.files import read_scores
 from innervision.report.picture import draw_layers
 from innervision.report.tables import tabulate
 from innervision.targets import load_targets
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
-from innervision.world.dataset import FIRST_INDEX, write_scenes
+from innervision.world.dataset import write_scenes
 from innervision.world.scenes import CATEGORIES, Scene, render
 
-RUNS = ("tuned", "untrained")
+RUNS = ("untrained", "tuned", "distilled")
 """The MLLMs of the package whose layers are read, which are also the names of their runs."""
-EVALUATIONS = ("similarity", "depth", "seg", "gen")
-TARGETS = "depth=world/depth,seg=world/seg,gen=world/gen"
+DISTILLED = {"depth": 4, "seg": 2, "gen": 6}
+"""Target -> the layer of `distilled` that learnt to predict it."""
+EVALUATIONS = {"similarity": "centred_cosine", "depth": "accuracy", "seg": "miou", "gen": "frechet:world/gen"}
+"""Evaluation -> the metric that is printed of it."""
+TARGETS = ",".join(f"{target}=world/{target}" for target in DISTILLED)
 SIZE = 112
-DRAW: dict[str, Any] = {"steps": 5, "guidance": 1.0}
+DRAW: dict[str, Any] = {"steps": 3, "guidance": 1.0}
 """How images are drawn: quickly."""
+HERE: dict[str, Any] = {"device": "cpu", "workers": 0}
+"""The same curves everywhere."""
 
 
 def run_demo(out: Path) -> None:
-    """Show the tool at work, from images to curves and a picture, in a few minutes on two CPU cores.
+    """Show the tool at work, from images to curves and a picture, in about two minutes on two CPU cores.
 
     An interrupted call resumes where it stopped; what is finished is left as it is.
 
@@ -46,54 +63,44 @@ def run_demo(out: Path) -> None:
     Raises:
         InnerVisionError: the folder holds something else, or the disk is full.
     """
-    demonstrate(out, train=800, val=56)
+    demonstrate(out, train=1500, val=200, workers=min(len(RUNS), torch.get_num_threads()))
 
 
-def demonstrate(out: Path, train: int, val: int, *, progress: bool = True) -> list[Path]:
-    """Run the demo on `train` and `val` scenes, and give the paths of its figures. See `run_demo`."""
+def demonstrate(out: Path, train: int, val: int, *, workers: int = 1, progress: bool = True) -> list[Path]:
+    """Run the demo on `train` and `val` scenes with `workers` processes, and give the paths of its figures.
+
+    See `run_demo`.
+    """
+    taught = ", ".join(f"{target} at layer {layer}" for target, layer in DISTILLED.items())
     print(
-        """\
-Tiny models that were trained on synthetic scenes: world/tuned has learnt to describe them, world/untrained is a random
-language model behind the same vision tower. On every layer, exact probes predict what three vision experts see: linear
-maps from the states at the place of what is predicted, solved in one pass over the scenes.
+        f"""\
+Tiny MLLMs of eight layers: world/tuned has learnt to describe synthetic scenes; world/distilled as well, and besides to
+predict what vision experts see ({taught}); world/untrained is a random
+language model behind the same vision tower. Which layers know what? Exact probes tell, fitted to {train:,} scenes.
 """,
         flush=True,
     )
-    targets = load_targets(TARGETS.split(","), device="cpu", head=True)
     scenes, runs = out / "scenes", [out / "runs" / name for name in RUNS]
-    write_scenes(scenes, train, val, size=SIZE, progress=progress)
-    images = str(scenes / "val2017")
-    here: dict[str, Any] = {"device": "cpu", "workers": 0}  # the same curves everywhere
-    tasks = {
-        "depth": TaskSettings(data=str(scenes / "da2k"), **here),
-        "seg": TaskSettings(data=str(scenes), **here),
-        "gen": GenSettings(data=images, features="gen=world/gen", **DRAW, **here),
-    }
-    for name, run in zip(RUNS, runs, strict=True):
-        print(f"\nworld/{name}", flush=True)
-        mllm = MLLM.load(f"world/{name}", device="cpu")
-        models: dict[str, Any] = {"mllm": mllm, "targets": targets, "progress": progress}
-        settings = TrainSettings(
-            mllm=f"world/{name}",
-            targets=TARGETS,
-            images=str(scenes / "train2017"),
-            out=str(run),
-            **here,
-        )
-        fit(settings, resume=RunFolder(run).yaml.exists(), **models)
-        evaluate_similarity(run, EvaluateSettings(images=images, **here), **models)
-        for task, how in tasks.items():
-            evaluate_task(run, task, how, **models)
-    for name, run in zip(RUNS, runs, strict=True):
-        for evaluation in EVALUATIONS:
-            print(f"\n--- world/{name}: {evaluation} ---\n\n{tabulate(run, evaluation).text}")
-    curves = plot_curves(runs, out / "curves")
-    picture = draw_scene(runs, targets, scenes, out / "layers.png", choose_scene(val))
+    write_scenes(scenes, train, val, size=SIZE, workers=workers, progress=progress)
+    notes = out / "notes.txt"
+    with tqdm(total=len(RUNS) * (1 + len(EVALUATIONS)), unit="job", disable=not progress) as bar:
+        for done in _work_through(out, notes, workers):
+            bar.set_postfix_str(done)
+            bar.update()
+    targets = load_targets(TARGETS.split(","), device="cpu", head=True)
+    rows, tables = _summarize(runs)
+    with atomic_write(out / "tables.txt") as path:
+        path.write_text(tables)
+    curves = draw_curves(runs, out / "curves")
+    picture = draw_scene(runs, targets, scenes, out / "layers.png", choose_scene(runs))
     print(
-        f"""
-{curves[0]}  the curves (and {curves[1].name}). How far a line lies above the dotted and the dashed one is what
-    counts: the score for a wrong image, and of the mean feature, which needs no model.
-{picture}  one scene as each layer shows it
+        f"""\
+{rows}
+
+{curves[0]}  the curves, as {curves[1].name} too. What counts is how far a line lies above the floors (dotted: a
+    wrong image; dashed: the mean feature). The vertical lines stand where `distilled` was taught: there it peaks.
+{picture}  the scene of median score as each layer shows it
+{out / "tables.txt"}  every layer's scores with intervals; {notes.name} has what the runs told
 {scenes}  the images; their README.md says what else is known about them
 {out / "runs"}  a folder for each run: run.yaml holds all settings, scores/ a row per image and layer
 next: innervision train --mllm ID --images FOLDER --out RUN, with a real model and real images"""
@@ -101,10 +108,134 @@ next: innervision train --mllm ID --images FOLDER --out RUN, with a real model a
     return [*curves, picture]
 
 
-def choose_scene(val: int) -> int:
-    """Give the index of the first of the `val` scenes that have the most objects in plain sight."""
-    indices = range(FIRST_INDEX["val"], FIRST_INDEX["val"] + val)
-    return max(indices, key=lambda index: sum(item.named for item in render(0, index, SIZE).objects))
+# --- the work -----------------------------------------------------------------------------------------------
+
+
+def _work_through(out: Path, notes: Path, workers: int) -> Iterator[str]:
+    """Fit and evaluate all runs with `workers` processes (1 = this one), and yield what is done."""
+    if workers == 1:
+        for name in RUNS:
+            for job in ("fit", *EVALUATIONS):
+                yield _work(out, notes, name, job)
+        return
+    # Spawned, not forked: torch has threads running, and a fork may inherit their locks.
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        left: set[Future[str]] = {pool.submit(_work, out, notes, name, "fit") for name in RUNS}
+        try:
+            while left:
+                finished, left = wait(left, return_when=FIRST_COMPLETED)
+                for done in (future.result() for future in finished):
+                    name, job = done.split()
+                    if job == "fit":
+                        left |= {pool.submit(_work, out, notes, name, evaluation) for evaluation in EVALUATIONS}
+                    yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _work(out: Path, notes: Path, name: str, job: str) -> str:
+    """Fit the probes of a run, or evaluate them, and give what was done; what is told on the way goes to a file."""
+    run, scenes = out / "runs" / name, out / "scenes"
+    images = str(scenes / "val2017")
+    with notes.open("a", buffering=1) as file, redirect_stderr(file):
+        models: dict[str, Any] = {"mllm": _mllm(name), "targets": _targets(), "progress": False}
+        if job == "fit":
+            settings = TrainSettings(
+                mllm=f"world/{name}",
+                targets=TARGETS,
+                images=str(scenes / "train2017"),
+                out=str(run),
+                micro_batch_size=32,
+                **HERE,
+            )
+            fit(settings, resume=RunFolder(run).yaml.exists(), **models)
+        elif job == "similarity":
+            evaluate_similarity(run, EvaluateSettings(images=images, **HERE), **models)
+        else:
+            how = {
+                # few at once, so that they stay in the processor's cache
+                "depth": TaskSettings(data=str(scenes / "da2k"), decode_batch_size=4, **HERE),
+                "seg": TaskSettings(data=str(scenes), **HERE),
+                "gen": GenSettings(data=images, features="gen=world/gen", decode_batch_size=32, **DRAW, **HERE),
+            }
+            evaluate_task(run, job, how[job], **models)
+    return f"{name} {job}"
+
+
+@cache
+def _targets() -> list[Target]:
+    return load_targets(TARGETS.split(","), device="cpu", head=True)
+
+
+@cache
+def _mllm(name: str) -> MLLM:
+    return MLLM.load(f"world/{name}", device="cpu")
+
+
+# --- what is shown ------------------------------------------------------------------------------------------
+
+
+def _summarize(runs: Sequence[Path]) -> tuple[str, str]:
+    """Give a row for each target and run, and the tables of all layers."""
+    tables = {(run.name, evaluation): tabulate(run, evaluation) for run in runs for evaluation in EVALUATIONS}
+    above = compare(runs[RUNS.index("distilled")], runs[RUNS.index("tuned")]).differences
+    above = above[(above["metric"] == EVALUATIONS["similarity"])].set_index(["target", "layer"])
+    lines = []
+    for target, taught in DISTILLED.items():
+        metric = find_metric(EVALUATIONS[target])
+        lines += [
+            "",
+            f"{target:<16} best   centred cosine [95%]    {metric.name} there [95%]".ljust(76) + "  floor  ceiling",
+        ]
+        for run in runs:
+            similar = _of(tables[run.name, "similarity"].summary, target, EVALUATIONS["similarity"])
+            task = _of(tables[run.name, target].summary, target, EVALUATIONS[target])
+            by_layer = similar[(similar["source"] == "probe") & similar["layer"].notna()].set_index("layer")
+            best = by_layer["mean"].astype(float).idxmax()
+            there = task[(task["source"] == "probe") & (task["layer"] == best)].iloc[0]
+            floor, ceiling = (task[task["source"] == source]["mean"].iloc[0] for source in ("mean", "expert"))
+            layer = {-1: "vision", 0: "emb"}.get(best, str(best))
+            cosine = _with_interval(by_layer.loc[best], EVALUATIONS["similarity"])
+            score = _with_interval(there, EVALUATIONS[target])
+            ends = f"{metric.format(floor):>7}  {metric.format(ceiling):>7}"
+            lines.append(f"{run.name:<16} {layer:<6} {cosine:<23} {score:<26}".ljust(74) + f"  {ends}")
+        gain = _with_interval(above.loc[(target, taught)], EVALUATIONS["similarity"])
+        lines.append(
+            f"  look at layer {taught}, which was taught {target}: distilled - tuned = {gain} in centred cosine"
+        )
+    texts = (f"--- world/{name}: {evaluation} ---\n\n{table.text}\n" for (name, evaluation), table in tables.items())
+    return "\n".join(lines[1:]), "\n".join(texts)
+
+
+def _of(summary: pd.DataFrame, target: str, metric: str) -> pd.DataFrame:
+    """Give the rows of all images by the standard rule."""
+    rule = summary["group"].isna() & (summary["protocol"] == "standard")
+    return summary[rule & (summary["target"] == target) & (summary["metric"] == metric)]
+
+
+def _with_interval(row: Any, metric: str) -> str:
+    mean, low, high = (find_metric(metric).format(row[end]) for end in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def draw_curves(runs: Sequence[Path], out: Path) -> list[Path]:
+    """Draw the curves of all runs, with a line where `distilled` was taught the target of the column."""
+    figure = curves_figure(runs)
+    for panel, (target, layer) in zip(figure.axes, cycle(DISTILLED.items()), strict=False):
+        panel.axvline(layer, color="black", linewidth=0.6, alpha=0.6)
+        if panel.get_title():
+            panel.set_title(f"{target} (distilled at layer {layer})")
+    return write_figure(figure, out)
+
+
+def choose_scene(runs: Sequence[Path]) -> int:
+    """Give the index of the scene of median similarity, over all runs, targets and layers together."""
+    tables = pd.concat([read_scores(run, "similarity") for run in runs])
+    probes = tables[(tables["metric"] == EVALUATIONS["similarity"]) & (tables["source"] == "probe")]
+    ranked = (
+        probes.assign(image=probes["image"].astype(str)).groupby("image")["value"].mean().sort_values(kind="stable")
+    )
+    return int(Path(ranked.index[(len(ranked) - 1) // 2]).stem)
 
 
 def draw_scene(runs: Sequence[Path], targets: Sequence[Target], scenes: Path, out: Path, index: int) -> Path:
