@@ -77,6 +77,18 @@ def qwen_patches(height: int, width: int) -> Places:
     return [patches[index] for index in order]
 
 
+def qwen_windows(height: int, width: int) -> Places:
+    """Layer -1 of Qwen2.5-VL: `qwen_patches`, window by window of 2 × 2 tokens; those at the border may be smaller."""
+    rows, columns = qwen_sides(height, width)
+    patches = qwen_patches(height, width)
+    windows: dict[tuple[int, int], Places] = {}
+    for i in range(rows):
+        for j in range(columns):
+            token = patches[4 * (i * columns + j) : 4 * (i * columns + j + 1)]
+            windows.setdefault((i // 2, j // 2), []).extend(token)
+    return [place for window in sorted(windows) for place in windows[window]]
+
+
 def best_canvas(height: int, width: int) -> tuple[int, int]:
     """LLaVA-NeXT's canvas of the three: most of the image's pixels, then least of its own."""
 

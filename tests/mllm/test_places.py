@@ -76,10 +76,12 @@ def test_tiles_of_lfm2_vl_are_found(size: tuple[int, int], load_family: Load) ->
     [
         ("llava", by_hand.llava),
         ("qwen2_vl", by_hand.qwen_patches),
+        ("qwen2_5_vl", by_hand.qwen_windows),
         ("qwen3_vl", by_hand.qwen_patches),
         ("glm4v", by_hand.qwen),
         ("gemma3", by_hand.squash(8, 8)),
         ("paligemma", by_hand.squash(4, 4)),
+        ("aya_vision", by_hand.tiles_and_thumbnail(56, 8)),
         ("internvl", by_hand.PLACES["internvl"]),
         ("ovis2", by_hand.ovis2),
         ("blip-2", lambda height, width: [None, *by_hand.grid(4, 4)]),
