@@ -24,7 +24,7 @@ from innervision.terminal import tell
 
 Result = TypeVar("Result")
 
-PULSE, STALLED = 2.0, 30.0
+PULSE, STALLED = 2.0, 25.0
 """Seconds between two signs of life of a process, and without one after which it is taken to be gone."""
 
 GRACE = 15.0
