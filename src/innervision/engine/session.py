@@ -14,13 +14,12 @@ import PIL.Image
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from innervision.config import TrainSettings
 from innervision.data.loader import Batches, Truth
 from innervision.data.sources import ImageSet
 from innervision.engine.environment import device_name, package_versions
-from innervision.errors import InnerVisionError, out_of_memory, printable
+from innervision.errors import InnerVisionError, out_of_memory
 from innervision.mllm import MLLM, Inputs
 from innervision.mllm.check import require_sound
 from innervision.mllm.places import PlaceFinder
@@ -28,6 +27,7 @@ from innervision.original.protocol import PROTOCOLS, Prepare
 from innervision.probes import ProbeBank
 from innervision.targets import load_targets
 from innervision.targets.target import Target
+from innervision.terminal import tell
 
 BLANK_SIZE, BLANK_COLOUR = (448, 448), (128, 128, 128)
 """Of the image that shows nothing."""
@@ -97,7 +97,7 @@ class Session:
             )
         if script == "train" and isinstance(mllm, MLLM):  # a stand-in is taken as it is
             for warning in require_sound(mllm, settings.prompt):
-                tqdm.write(printable(f"warning: {warning}"))
+                tell(f"warning: {warning}")
         if targets is None:
             precision = _dtype(settings.expert_dtype)
             targets = load_targets(settings.targets, only=only, device=mllm.device, dtype=precision, head=head)

@@ -135,7 +135,7 @@ def curves_figure(
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(rows), len(targets), sharex=True, squeeze=False)
         for target, column in zip(targets, panels.T, strict=True):
-            column[0].set_title(_plain(target))
+            column[0].set_title(plain_text(target))
             shown = [(panel, row[target]) for panel, row in zip(column, rows, strict=True) if target in row]
             for panel, key in shown:
                 _draw_panel(panel, curves, target, _metric(read, key), key, depth)
@@ -205,7 +205,7 @@ def _make_curves(runs: Sequence[_Run], labels: Sequence[str]) -> list[Curve]:
         name = label if run.protocol == "standard" else f"{label}, {run.protocol} protocol"
         by_rule = run.summary["protocol"] == rule
         has = by_rule.groupby([run.summary["target"], run.summary["metric"]]).transform("any")
-        curves.append(Curve(_plain(name), color, run.summary[by_rule | ~has]))
+        curves.append(Curve(plain_text(name), color, run.summary[by_rule | ~has]))
     return curves
 
 
@@ -238,7 +238,7 @@ def _task_rows(runs: Sequence[_Run]) -> list[dict[str, str]]:
     return [{target: keys[i] for target, keys in main.items() if i < len(keys)} for i in range(most)]
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Write a text from a run as matplotlib shows it as it is: `$` begins a formula, which may be wrong."""
     return printable(text).replace("$", r"\$")
 
@@ -252,7 +252,8 @@ def _axis_label(metric: Metric, curves: Sequence[Curve], target: str, key: str) 
     drawn = [curve.summary[curve.summary[["target", "metric"]].eq([target, key]).all(axis=1)] for curve in curves]
     rules = sorted({rule for rows in drawn for rule in rows["protocol"]} - {"standard"})
     rule = "".join(f"{rule} rule; " for rule in rules)
-    return f"{_plain(metric.axis or metric.name)}\n({rule}{'higher' if metric.higher_is_better else 'lower'} is better)"
+    name, better = plain_text(metric.axis or metric.name), "higher" if metric.higher_is_better else "lower"
+    return f"{name}\n({rule}{better} is better)"
 
 
 def name_runs(runs: Sequence[str | Path], labels: Sequence[str] | None = None) -> Sequence[str]:

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from innervision.files import atomic_write
-from innervision.report.figures import STYLE
+from innervision.report.figures import STYLE, plain_text
 
 if TYPE_CHECKING:  # they need what this does not
     from torch import Tensor
@@ -76,7 +76,7 @@ def draw_layers(
             all_runs = slice(top, top + len(runs))
             first = next(iter(runs.values()))[target]
             kind = first.kind
-            show(all_runs, 0, _paint(kind, known, colors), "truth", target)
+            show(all_runs, 0, _paint(kind, known, colors), "truth", plain_text(target))
             show(all_runs, 1, _paint(kind, _output(kind, first.expert), colors), "expert")
             if first.mean is not None:
                 show(all_runs, len(widths) - 1, _paint(kind, _output(kind, first.mean), colors), "mean feature")
@@ -84,13 +84,13 @@ def draw_layers(
                 for column, layer in enumerate(layers, 3):
                     pixels = _paint(kind, _output(kind, decoded[target].layers[layer]), colors)
                     name = {-1: "vision", 0: "emb"}.get(layer, str(layer))
-                    show(row, column, pixels, name, label if column == 3 else "")
+                    show(row, column, pixels, name, plain_text(label) if column == 3 else "")
         if segs := [name for name in truth if next(iter(runs.values()))[name].kind == "seg"]:
             outputs = [each for decoded in runs.values() for name in segs for each in decoded[name].all()]
             maps = [*(truth[name] for name in segs), *(_output("seg", output) for output in outputs)]
             shown = sorted({int(label) for labels in maps for label in np.unique(labels)})
             present = [classes[label] for label in shown if label < len(classes)]
-            handles = [Patch(color=tuple(np.array(color) / 255), label=name) for name, color in present]
+            handles = [Patch(color=tuple(np.array(color) / 255), label=plain_text(name)) for name, color in present]
             figure.legend(handles=handles, loc="lower center", ncols=len(present), handlelength=0.8)
         with atomic_write(Path(out)) as temporary:
             figure.savefig(temporary, dpi=150)
