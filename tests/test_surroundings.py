@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
 
 from innervision.checkpoints import hub
 from innervision.checkpoints.hub import cached_without_network
+from innervision.checkpoints.loading import loading
 from innervision.cli import main
 
 
@@ -66,3 +69,25 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(
     (tmp_path / "a.png").write_bytes((Path(__file__).parents[1] / "docs/images/demo-curves.png").read_bytes())
     assert main(["train", "--mllm", name, "--images", "a.png", "--out", "run", "--targets", "gen"]) == 1
     assert f"there is no file or folder {name}" in capsys.readouterr().err
+
+
+def test_bars_of_downloads_stay_on_while_the_librarys_own_are_off() -> None:
+    with loading("MLLM", "a/b"):
+        assert not are_progress_bars_disabled()
+        assert not transformers.utils.logging.is_progress_bar_enabled()
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+def test_what_is_loaded_is_told_before_anything_heavy_is_imported() -> None:
+    code = (
+        "import sys, innervision.commands as commands\n"
+        "from innervision.cli import main\n"
+        "def tell(text):\n"
+        "    print(text)\n"
+        "    sys.exit('torch' in sys.modules)\n"
+        "commands.tell = tell\n"
+        "main(['train', '--mllm', 'some/model', '--targets', 'gen', '--images', 'photos', '--out', 'run'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, text=True)
+    assert done.returncode == 0
+    assert done.stdout == "loading some/model and the experts gen\n"

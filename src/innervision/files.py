@@ -44,6 +44,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise InnerVisionError(f"cannot write {path}: {reason}") from error
 
 
+def require_regular(path: str | Path) -> None:
+    """See that a file is a regular one, if it is there: a pipe would be waited for, a device read without end.
+
+    Raises:
+        InnerVisionError: it is something else.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InnerVisionError(f"cannot read {path}: it is not a regular file")
+
+
 def remove_half_written(*folders: Path) -> None:
     """Delete what `atomic_write` leaves in folders when its process is killed; none may be at work there."""
     for folder in folders:

@@ -1,12 +1,12 @@
 """JSON that may come from strangers."""
 
 import json
-import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from innervision.errors import InnerVisionError, first_line
+from innervision.files import require_regular
 
 LARGEST = 2 << 30
 """Bytes of a JSON file, at most; the largest of COCO 2017 has 470 MB."""
@@ -45,11 +45,9 @@ def read_text(path: str | Path, largest: int = LARGEST, kind: str = "JSON") -> s
     """
     path = Path(path)
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise InnerVisionError(f"cannot read {path}: it is not a regular file")
-        if found.st_size > largest:
-            raise InnerVisionError(f"{path} is too large: it has {found.st_size:,} bytes, more than {largest:,}")
+        require_regular(path)
+        if (size := path.stat().st_size) > largest:
+            raise InnerVisionError(f"{path} is too large: it has {size:,} bytes, more than {largest:,}")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InnerVisionError(f"cannot read {path}: {error.strerror or error}") from error

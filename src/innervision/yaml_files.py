@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from innervision.errors import InnerVisionError, first_line
+from innervision.files import require_regular
 
 LARGEST, DEEPEST = 1 << 20, 20
 """Bytes and levels of a file of settings, at most."""
@@ -18,6 +19,7 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: it does not exist.
         InnerVisionError: it cannot be read, is too large or too deep, or holds something else.
     """
+    require_regular(path)
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)

@@ -18,6 +18,7 @@ from innervision.data.partners import random_order
 from innervision.engine.evaluate import evaluate_similarity
 from innervision.engine.fit import fit
 from innervision.engine.interrupt import Stopped
+from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
 from innervision.metrics.similarity import similarity
 from innervision.mllm import MLLM
@@ -237,6 +238,22 @@ def test_a_run_that_is_not_trained_yet_says_how_to_go_on(trained: Trained, run: 
     (run / "probes/gen.safetensors").unlink()
     with pytest.raises(InnerVisionError, match=r"not trained yet.*--resume"):
         trained.evaluate(run)
+
+
+def test_scoring_on_the_images_of_the_training_bears_a_warning(
+    trained: Trained, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "these are the images that the probes were trained on"
+    trained.evaluate(run)
+    assert said not in capsys.readouterr().err
+    of_training = Path(RunFolder(run).settings().images)
+    copied = Path(shutil.copytree(of_training, tmp_path / "copied"))
+    for images in (of_training, copied):
+        trained.evaluate(run, images=str(images), overwrite=True)
+        assert said in capsys.readouterr().err
+    next(copied.iterdir()).unlink()
+    trained.evaluate(run, images=str(copied), overwrite=True)
+    assert said not in capsys.readouterr().err
 
 
 def test_what_is_no_run_is_refused(trained: Trained, tmp_path: Path) -> None:

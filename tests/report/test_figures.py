@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
 
@@ -104,6 +105,16 @@ def legend(figure: Figure) -> list[str]:
 
 
 # Files
+
+
+def test_names_from_elsewhere_are_drawn_as_they_are(tmp_path):
+    name = r"a $\frac{ \x1b[31mred\u202e_$".replace("\\x1b", "\x1b").replace("\\u202e", "\u202e")
+    runs = [make_run(tmp_path / folder, targets=(name,)) for folder in ("one", "two")]
+    plot_curves(runs, tmp_path / "a.png", labels=[name, "other"])  # a formula that is wrong would fail
+    figure = curves_figure(runs, labels=[name, "other"])
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert sum(r"a \$\frac{ \x1b[31mred\u202e_\$" in text.replace("\n", " ") for text in texts) >= 2
+    assert not any("\x1b" in text or "\u202e" in text for text in texts)
 
 
 def test_without_a_suffix_png_and_pdf_are_written(tmp_path):

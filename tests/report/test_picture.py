@@ -78,3 +78,12 @@ def test_the_legend_has_every_class_that_is_shown_and_not_those_of_the_truth_alo
     below = picture[int(0.92 * len(picture)) :].astype(int)
     for _, color in CLASSES:
         assert (np.abs(below - color) <= 2).all(-1).any()
+
+
+def test_names_of_classes_and_targets_are_written_as_they_are(tmp_path: Path) -> None:
+    name = "$\\frac{ \x1b"  # a formula that is wrong would fail
+    maps = torch.eye(3)[:, :, None].expand(3, 3, 4)
+    decoded = {name: Decoded("seg", {0: maps}, maps, maps)}
+    truth = {name: np.zeros((3, 4), np.uint8)}
+    draw_layers({name: decoded}, truth, tmp_path / "layers.png", [(name, color) for _, color in CLASSES])
+    assert (tmp_path / "layers.png").exists()

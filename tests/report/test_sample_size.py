@@ -66,6 +66,21 @@ def test_trained_probes_do_not_know(tmp_path: Path) -> None:
         read_sample_sizes(write_run(tmp_path / "run", {"steps": 3}))
 
 
+def test_names_are_written_as_they_are(run: Path, tmp_path: Path) -> None:
+    figure = sample_size_figure([run], ["$\\frac{ \x1b"])
+    figure.savefig(tmp_path / "a.png")  # a formula that is wrong would fail
+    assert figure.axes[0].get_ylabel().startswith(r"\$\frac{ \x1b")
+
+
+@pytest.mark.parametrize(
+    "held_out",
+    [3, [1], {"x": {}}, {"0": [1]}, {"0": {"images": [1], "explained_variance": ["a"]}}, {"0": {"images": [1]}}],
+)
+def test_numbers_that_are_none_are_one_error(held_out: object, tmp_path: Path) -> None:
+    with pytest.raises(InnerVisionError, match=r"gen\.safetensors does not say what its probes explain"):
+        read_sample_sizes(write_run(tmp_path / "run", {"held_out": held_out}))
+
+
 def test_the_command_draws_it_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", str(run), "--metrics", "images", "--out", str(tmp_path / "images.pdf")]) == 0
     assert (tmp_path / "images.pdf").read_bytes().startswith(b"%PDF")

@@ -11,7 +11,7 @@ import pytest
 
 from innervision.metrics.registry import Metric
 from innervision.report.files import read_scores
-from innervision.report.tables import format_table, summarize, tabulate
+from innervision.report.tables import format_table, summarize, tabulate, write_summary
 
 IMAGES = [f"{name}.jpg" for name in "abcdefghi"]
 
@@ -271,3 +271,12 @@ def test_images_that_differ_between_lines_are_counted_as_a_range():
 
 def test_an_unknown_metric_goes_by_its_key():
     assert ["sharpness"] in lines_of(rows([0.5, 0.5], metric="sharpness"))
+
+
+def test_the_csv_holds_nothing_that_a_terminal_would_obey(tmp_path):
+    scores = rows([0.1, 0.2], target="dep\x1b[31mth\x9b", metric="cosine").assign(group="a\u202eb\x07", weight=1.0)
+    write_summary(summarize(scores), tmp_path / "a.csv")
+    text = (tmp_path / "a.csv").read_bytes().decode()
+    assert r"dep\x1b[31mth\x9b" in text
+    assert r"a\u202eb\x07" in text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text.replace("\r\n", "\n"))

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from innervision.checkpoints.identity import fingerprint
-from innervision.config import EvaluateSettings, TaskSettings
+from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
 from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.data.partners import random_order
 from innervision.engine.environment import made_by
@@ -147,12 +147,19 @@ def _evaluate(
         for note in evaluation.images.notes:
             tell(note)
         tell_left_out(bad.reasons)
-        if table.plan["files"] == (run.record().get("images") or {}).get("files"):
+        if _trained_on(run, trained, evaluation, table):
             tell("warning: these are the images that the probes were trained on: score them on others")
         plan = _Plan(evaluation, session, banks, session.predict_blank(banks), table, bad)
         _loop(plan, rank, progress)
         rank.first(lambda: _finish(plan))
     return table.path
+
+
+def _trained_on(run: RunFolder, trained: TrainSettings, evaluation: Evaluation, table: ScoreTable) -> bool:
+    """Tell whether the images that are scored are those of the training, or come from the same place."""
+    place = getattr(evaluation.settings, "images", None)
+    same_place = place is not None and Path(place).expanduser().resolve() == Path(trained.images)
+    return same_place or table.plan["files"] == (run.record().get("images") or {}).get("files")
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from innervision.checkpoints.loading import require_real
 from innervision.config import VISION, ProbeSettings
 from innervision.errors import InnerVisionError
-from innervision.files import atomic_write
+from innervision.files import atomic_write, require_regular
 from innervision.json_files import parse_json
 from innervision.registry import find
 from innervision.seeds import fixed_seed
@@ -303,6 +303,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         InnerVisionError: the file is missing, broken or no probe bank, or of another format.
     """
+    require_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = parse_json((file.metadata() or {})["innervision"], path, unique=True)

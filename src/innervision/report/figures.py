@@ -13,12 +13,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from innervision.engine.run import evaluation_of
-from innervision.errors import InnerVisionError, printable
+from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.metrics.registry import METRICS, Metric, find_metric
 from innervision.report.caption import caption
 from innervision.report.files import Facts, evaluations_of, read_facts, read_scores, read_settings, run_protocol
-from innervision.report.panels import COLORS, STYLE, STYLES, Curve, Style, add_legend, draw_panel
+from innervision.report.panels import COLORS, STYLE, STYLES, Curve, Style, add_legend, draw_panel, plain_text
 from innervision.report.seeds import join_seeds, of_one_setting
 from innervision.report.tables import in_order, summarize
 
@@ -158,7 +158,7 @@ def _draw_rows(
     depth = max(int(curve.summary["layer"].max()) for curve in curves)
     panels = figure.subplots(len(rows), len(targets), sharex=True, squeeze=False)
     for target, column in zip(targets, panels.T, strict=True):
-        column[0].set_title(_plain(target))
+        column[0].set_title(plain_text(target))
         shown = [(panel, row[target]) for panel, row in zip(column, rows, strict=True) if target in row]
         for panel, key in shown:
             draw_panel(panel, curves, target, _metric(runs, key), key, depth)
@@ -239,7 +239,7 @@ def _make_curves(runs: Sequence[ScoredRun], labels: Sequence[str] | None) -> lis
         name = label if protocol == "standard" else f"{label}, {protocol} protocol"
         name = f"{name}, {len(group.seeds)} seeds" if group.seeds and labels is None else name
         parts = [scores[number][scores[number]["group"].isna()] for number in group.members]
-        curves.append(Curve(_plain(name), color, join_seeds(parts) if group.seeds else parts[0], group.seeds))
+        curves.append(Curve(plain_text(name), color, join_seeds(parts) if group.seeds else parts[0], group.seeds))
     return curves
 
 
@@ -274,11 +274,6 @@ def _task_rows(runs: Sequence[ScoredRun]) -> list[dict[str, str]]:
     return [{target: keys[i] for target, keys in main.items() if i < len(keys)} for i in range(most)]
 
 
-def _plain(text: str) -> str:
-    """Write a text from a run as matplotlib shows it as it is: `$` begins a formula, which may be wrong."""
-    return printable(text).replace("$", r"\$")
-
-
 def _metric(runs: Sequence[ScoredRun], key: str) -> Metric:
     return find_metric(key, {word: metric for run in runs for word, metric in run.metrics.items()})
 
@@ -288,7 +283,7 @@ def _axis_label(metric: Metric, curves: Sequence[Curve], target: str, key: str) 
     drawn = [curve.summary[curve.summary[["target", "metric"]].eq([target, key]).all(axis=1)] for curve in curves]
     rules = sorted({rule for rows in drawn for rule in rows["protocol"]} - {"standard"})
     rule = "".join(f"{rule} rule; " for rule in rules)
-    name, better = textwrap.fill(_plain(metric.name), 20), "higher" if metric.higher_is_better else "lower"
+    name, better = textwrap.fill(plain_text(metric.name), 20), "higher" if metric.higher_is_better else "lower"
     return f"{name}\n({rule}{better} is better)"
 
 

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from innervision.config import VISION
+from innervision.errors import printable
 from innervision.metrics.registry import Metric
 from innervision.report.tables import holds, layer_name
 
@@ -174,3 +175,8 @@ def add_legend(figure: Figure, curves: list[Curve], metrics: set[str], grows: bo
                 figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
             return
         legend.remove()
+
+
+def plain_text(text: str) -> str:
+    """Write a text from a run as matplotlib shows it as it is: `$` begins a formula, which may be wrong."""
+    return printable(text).replace("$", r"\$")

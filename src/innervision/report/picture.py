@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from innervision.files import atomic_write
-from innervision.report.panels import STYLE
+from innervision.report.panels import STYLE, plain_text
 from innervision.report.tables import layer_name
 
 if TYPE_CHECKING:  # they need what this does not
@@ -95,7 +95,7 @@ def draw_layers(
                 0,
                 _paint("gen" if photograph else kind, truth, colors),
                 "image" if photograph else "truth",
-                target,
+                plain_text(target),
             )
             show(all_runs, 1, _paint(kind, expert, colors, scale), "expert")
             if first.mean is not None:
@@ -103,7 +103,7 @@ def draw_layers(
             for row, (label, decoded) in enumerate(runs.items(), top):
                 for column, layer in enumerate(layers, 3):
                     pixels = _paint(kind, _output(kind, decoded[target].layers[layer]), colors, scale)
-                    show(row, column, pixels, layer_name(layer), label if column == 3 else "")
+                    show(row, column, pixels, layer_name(layer), plain_text(label) if column == 3 else "")
         if segs := [name for name in known if next(iter(runs.values()))[name].kind == "seg"]:
             outputs = [each for decoded in runs.values() for name in segs for each in decoded[name].all()]
             maps = [
@@ -119,7 +119,9 @@ def _add_legend(figure: Figure, maps: Sequence[NDArray[Any]], classes: Sequence[
     """Name below the figure the classes that most pixels of the maps have."""
     area = np.bincount(np.concatenate([labels.ravel() for labels in maps]), minlength=len(classes))[: len(classes)]
     shown = sorted(np.argsort(-area, kind="stable")[: min(MOST_CLASSES, int((area > 0).sum()))])
-    handles = [Patch(color=tuple(np.array(classes[label][1]) / 255), label=classes[label][0]) for label in shown]
+    handles = [
+        Patch(color=tuple(np.array(classes[label][1]) / 255), label=plain_text(classes[label][0])) for label in shown
+    ]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), handlelength=0.8)
 
 

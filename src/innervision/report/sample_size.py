@@ -15,7 +15,7 @@ from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
 from innervision.probes import read_metadata
 from innervision.report.figures import WIDTHS, name_runs
-from innervision.report.panels import STYLES, Style
+from innervision.report.panels import STYLES, Style, plain_text
 
 COLUMNS = ["target", "layer", "images", "explained_variance"]
 
@@ -32,21 +32,20 @@ def read_sample_sizes(run: str | Path) -> pd.DataFrame:
     folder = RunFolder(run)
     rows = []
     for target in folder.record().get("experts", {}):
-        held_out = read_metadata(folder.probes(target))["facts"].get("held_out")
-        if not isinstance(held_out, dict):
-            raise InnerVisionError(
-                f"the probes of {target} in {run} do not say how many images they need: only exact probes do"
-            )
+        path = folder.probes(target)
         try:
+            held_out = read_metadata(path)["facts"].get("held_out")
+            if held_out is None:
+                raise InnerVisionError(
+                    f"the probes of {target} in {run} do not say how many images they need: only exact probes do"
+                )
             rows += [
                 (target, int(layer), int(images), float(explained))
                 for layer, found in held_out.items()
                 for images, explained in zip(found["images"], found["explained_variance"], strict=True)
             ]
-        except (TypeError, KeyError, ValueError) as error:
-            raise InnerVisionError(
-                f"{folder.probes(target)} does not hold what images held out say: {error}"
-            ) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InnerVisionError(f"{path} does not say what its probes explain: {error!r}") from error
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -89,9 +88,9 @@ def sample_size_figure(
                 panel.xaxis.set_major_formatter("{x:,.0f}")
                 panel.xaxis.set_minor_locator(NullLocator())
                 panel.xaxis.set_minor_formatter(NullFormatter())
-            row[0].set_ylabel(f"{name}\nexplained variance, held out")
+            row[0].set_ylabel(f"{plain_text(name)}\nexplained variance, held out")
         for panel, target in zip(panels[0], targets, strict=True):
-            panel.set_title(target)
+            panel.set_title(plain_text(target))
         for panel in panels[-1]:
             panel.set_xlabel("images seen")
         whole = MaxNLocator(integer=True)

@@ -191,7 +191,7 @@ def _summarize(runs: Sequence[Path]) -> tuple[str, str]:
             similar = _of(tables[run.name, "similarity"].summary, target, EVALUATIONS["similarity"])
             task = _of(tables[run.name, target].summary, target, EVALUATIONS[target])
             by_layer = similar[(similar["source"] == "probe") & similar["layer"].notna()].set_index("layer")
-            best = by_layer["mean"].astype(float).idxmax()
+            best = int(by_layer["mean"].astype(float).idxmax())
             there = task[(task["source"] == "probe") & (task["layer"] == best)].iloc[0]
             floor, ceiling = (task[task["source"] == source]["mean"].iloc[0] for source in ("mean", "expert"))
             layer = {-1: "vision", 0: "emb"}.get(best, str(best))
