@@ -31,7 +31,7 @@ from innervision.report.compare import compare
 from innervision.report.figures import curves_figure, write_figure
 from innervision.report.files import read_scores
 from innervision.report.picture import draw_layers
-from innervision.report.tables import tabulate
+from innervision.report.tables import layer_name, tabulate
 from innervision.targets import load_targets
 from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
@@ -191,14 +191,13 @@ def _summarize(runs: Sequence[Path]) -> tuple[str, str]:
             similar = _of(tables[run.name, "similarity"].summary, target, EVALUATIONS["similarity"])
             task = _of(tables[run.name, target].summary, target, EVALUATIONS[target])
             by_layer = similar[(similar["source"] == "probe") & similar["layer"].notna()].set_index("layer")
-            best = int(by_layer["mean"].astype(float).idxmax())
+            best: Any = by_layer["mean"].astype(float).idxmax()
             there = task[(task["source"] == "probe") & (task["layer"] == best)].iloc[0]
             floor, ceiling = (task[task["source"] == source]["mean"].iloc[0] for source in ("mean", "expert"))
-            layer = {-1: "vision", 0: "emb"}.get(best, str(best))
             cosine = _with_interval(by_layer.loc[best], EVALUATIONS["similarity"])
             score = _with_interval(there, EVALUATIONS[target])
             ends = f"{metric.format(floor):>7}  {metric.format(ceiling):>7}"
-            lines.append(f"{run.name:<16} {layer:<6} {cosine:<23} {score:<26}".ljust(74) + f"  {ends}")
+            lines.append(f"{run.name:<16} {layer_name(best):<6} {cosine:<23} {score:<26}".ljust(74) + f"  {ends}")
         gain = _with_interval(above.loc[(target, taught)], EVALUATIONS["similarity"])
         lines.append(
             f"  look at layer {taught}, which was taught {target}: distilled - tuned = {gain} in centred cosine"
