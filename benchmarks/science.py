@@ -47,22 +47,22 @@ STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {
 }
 """Name -> model, and what of it gets fresh weights (a seed of its own for each run's seed)."""
 RESAMPLER = ProbeSettings(kind="resampler", positions=True)
+ADDED_TO_RIDGE = ProbeSettings(kind=ADDED)
 PROBES: dict[str, dict[str, Any]] = {
     "ridge": {},
     "resampler, 12 epochs": {"probe": RESAMPLER, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
-    "ridge + resampler, 12 epochs": {"probe": ProbeSettings(kind=ADDED), "epochs": 12, "lr": 1e-3, "warmup": 0.1},
-    "resampler, 4 epochs, 3e-3, 3% warm-up": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3},
-    "resampler, 4 epochs, 3e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3, "warmup": 0.1},
-    "resampler, 4 epochs, 1e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 1e-3, "warmup": 0.1},
-    "resampler, 4 epochs, 3e-4": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-4, "warmup": 0.1},
+    "ridge + resampler, 12 epochs": {"probe": ADDED_TO_RIDGE, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
     "resampler, 12 epochs, 3e-3": {"probe": RESAMPLER, "epochs": 12, "lr": 3e-3, "warmup": 0.1},
-    "resampler, 12 epochs, 3e-4": {"probe": RESAMPLER, "epochs": 12, "lr": 3e-4, "warmup": 0.1},
+    "ridge + resampler, 12 epochs, 3e-3": {"probe": ADDED_TO_RIDGE, "epochs": 12, "lr": 3e-3, "warmup": 0.1},
+    "resampler, 4 epochs, 1e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 1e-3, "warmup": 0.1},
+    "resampler, 4 epochs, 3e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3, "warmup": 0.1},
+    "resampler, 4 epochs, 3e-3, 3% warm-up": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3},
 }
 """Kind of probe -> its settings."""
-RIDGE, TRAINED, ADDED_TO_RIDGE, *_ = PROBES
+RIDGE, TRAINED = list(PROBES)[:2]
 ON_ALL = (RIDGE, TRAINED)
 """Kinds that are fitted to all stages; the others to the first alone."""
-WITH_TASKS = (*ON_ALL, ADDED_TO_RIDGE)
+WITH_TASKS = list(PROBES)[:5]
 """Kinds that are scored by tasks, too; the others by similarity alone."""
 TASKS = {"depth": "da2k", "seg": "annotations/panoptic_val2017.json"}
 """Target with a task -> its benchmark in the folder of scenes."""
