@@ -72,8 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distilling", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/distilling"))
     parser.add_argument("--seeds", type=int, default=3, help="trainings of tuned and distilled")
-    parser.add_argument("--train", type=int, default=600, help="scenes for the probes")
-    parser.add_argument("--val", type=int, default=100, help="held-out scenes")
+    parser.add_argument("--train", type=int, default=500, help="scenes for the probes")
+    parser.add_argument("--val", type=int, default=80, help="held-out scenes")
     options = parser.parse_args()
 
     scenes = options.out / "scenes"

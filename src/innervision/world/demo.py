@@ -178,42 +178,42 @@ def _mllm(name: str) -> MLLM:
 def _summarize(runs: Sequence[Path]) -> tuple[str, str]:
     """Give a row for each target and run, and the tables of all layers."""
     tables = {(run.name, evaluation): tabulate(run, evaluation) for run in runs for evaluation in EVALUATIONS}
-    above = compare(runs[RUNS.index("distilled")], runs[RUNS.index("tuned")]).differences
-    above = above[(above["metric"] == EVALUATIONS["similarity"])].set_index(["target", "layer"])
-    lines = []
+    gains = compare(runs[RUNS.index("distilled")], runs[RUNS.index("tuned")]).differences
+    key = EVALUATIONS["similarity"]
+    lines: list[str] = []
     for target, taught in DISTILLED.items():
-        metric = find_metric(EVALUATIONS[target])
-        lines += [
-            "",
-            f"{target:<16} best   centred cosine [95%]    {metric.name} there [95%]".ljust(76) + "  floor  ceiling",
-        ]
+        task = find_metric(EVALUATIONS[target])
+        head = f"{target:<12} {'best':<7} {'centred cosine [95%]':<25} {f'{task.name} there [95%]':<33}"
+        lines += ["", f"{head} {'mean feature':>12} {'expert':>8}"]
         for run in runs:
-            similar = _of(tables[run.name, "similarity"].summary, target, EVALUATIONS["similarity"])
-            task = _of(tables[run.name, target].summary, target, EVALUATIONS[target])
-            by_layer = similar[(similar["source"] == "probe") & similar["layer"].notna()].set_index("layer")
-            best: Any = by_layer["mean"].astype(float).idxmax()
-            there = task[(task["source"] == "probe") & (task["layer"] == best)].iloc[0]
-            floor, ceiling = (task[task["source"] == source]["mean"].iloc[0] for source in ("mean", "expert"))
-            cosine = _with_interval(by_layer.loc[best], EVALUATIONS["similarity"])
-            score = _with_interval(there, EVALUATIONS[target])
-            ends = f"{metric.format(floor):>7}  {metric.format(ceiling):>7}"
-            lines.append(f"{run.name:<16} {layer_name(best):<6} {cosine:<23} {score:<26}".ljust(74) + f"  {ends}")
-        gain = _with_interval(above.loc[(target, taught)], EVALUATIONS["similarity"])
-        lines.append(
-            f"  look at layer {taught}, which was taught {target}: distilled - tuned = {gain} in centred cosine"
-        )
+            similar = _by_layer(tables[run.name, "similarity"].summary, target, key, "probe")
+            best = max((layer for layer in similar if layer is not None), key=lambda layer: similar[layer].mean)
+            scores = {
+                source: _by_layer(tables[run.name, target].summary, target, EVALUATIONS[target], source)
+                for source in ("probe", "mean", "expert")
+            }
+            cosine, score = (
+                _with_interval(similar[best], key),
+                _with_interval(scores["probe"][best], EVALUATIONS[target]),
+            )
+            floor, ceiling = (task.format(scores[source][None].mean) for source in ("mean", "expert"))
+            lines.append(f"{run.name:<12} {layer_name(best):<7} {cosine:<25} {score:<33} {floor:>12} {ceiling:>8}")
+        gain = _with_interval(_by_layer(gains, target, key, "probe")[taught], key)
+        lines.append(f"  look at layer {taught}, which learnt {target}: distilled - tuned = {gain} in centred cosine")
     texts = (f"--- world/{name}: {evaluation} ---\n\n{table.text}\n" for (name, evaluation), table in tables.items())
     return "\n".join(lines[1:]), "\n".join(texts)
 
 
-def _of(summary: pd.DataFrame, target: str, metric: str) -> pd.DataFrame:
-    """Give the rows of all images by the standard rule."""
-    rule = summary["group"].isna() & (summary["protocol"] == "standard")
-    return summary[rule & (summary["target"] == target) & (summary["metric"] == metric)]
+def _by_layer(rows: pd.DataFrame, target: str, metric: str, source: str) -> dict[int | None, Any]:
+    """Give the scores of all images by the standard rule; what has no layer stands under None."""
+    wanted = rows[["target", "metric", "source", "protocol"]].eq([target, metric, source, "standard"]).all(axis=1)
+    chosen = rows[wanted & rows["group"].isna()]
+    layers = [None if pd.isna(layer) else int(layer) for layer in chosen["layer"]]
+    return dict(zip(layers, chosen.itertuples(index=False), strict=True))
 
 
 def _with_interval(row: Any, metric: str) -> str:
-    mean, low, high = (find_metric(metric).format(row[end]) for end in ("mean", "low", "high"))
+    mean, low, high = map(find_metric(metric).format, (row.mean, row.low, row.high))
     return f"{mean} [{low}, {high}]"
 
 
