@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+import gen_runs
 import task_runs
-from innervision.config import TaskSettings
+from innervision.config import DrawSettings, TaskSettings
 from innervision.data import read_image
 from innervision.engine.decode import Decoded, decode_layers
 from innervision.engine.pictures import Wanted, columns, keep_pictures
@@ -155,3 +156,18 @@ def test_data_is_one_path_or_one_for_each_task() -> None:
     assert parse_data("depth=a,b/c, seg=d") == {"depth": "a,b/c", "seg": "d"}
     with pytest.raises(InnerVisionError, match="names no path for seg"):
         parse_data("depth=a,seg=")
+
+
+def test_images_are_drawn_as_for_the_scores_and_with_one_seed_for_all_layers(tmp_path: Path) -> None:
+    trained = gen_runs.Trained(tmp_path)
+    trained.evaluate(trained.run)
+    options = {"mllm": trained.mllm, "targets": [trained.target], "progress": False}
+    make_pictures([trained.run], str(trained.images), 1, **options)
+    [(name, entry)] = json.loads((trained.run / "pictures/gen.json").read_text())["images"].items()
+    shown = cells(trained.run, "gen", entry)
+    target = trained.target.drawing(DrawSettings(steps=2, size=16))
+    decoded = decode_layers(trained.run, read_image(trained.images / name), mllm=trained.mllm, targets=[target])["gen"]
+    side = len(shown["expert"])
+    for layer, drawn in decoded.layers.items():
+        whole = torch.nn.functional.interpolate(drawn[None], (side, side), mode="bilinear", antialias=True)[0]
+        np.testing.assert_allclose(shown[str(layer)], 255 * whole.permute(1, 2, 0).numpy(), atol=0.6)

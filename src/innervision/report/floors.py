@@ -29,7 +29,7 @@ def above_floors(scores: pd.DataFrame, metrics: Mapping[str, Metric] | None = No
     found: dict[tuple[str, ...], dict[str, Series]] = {}
     for series in jackknife(whole):
         target, source, metric, protocol = (str(each) for each in series.rows[SERIES].iloc[0])
-        found.setdefault((target, metric, protocol), {})[source] = series
+        found.setdefault((target, metric, protocol), {})[source] = _without_groups(series)
     parts = [part for (_, key, _), sources in found.items() for part in _compare(find_metric(key, metrics), sources)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
@@ -40,6 +40,13 @@ def _scores_layers(scores: pd.DataFrame) -> pd.Series:
     return ungrouped | ~ungrouped.groupby([scores[name] for name in SERIES], observed=True).transform("any")
 
 
+def _without_groups(series: Series) -> Series:
+    """Leave out the scores of classes and types of scene, which would take most of the memory."""
+    own = series.rows["group"].isna().to_numpy()
+    rows = series.rows[own].reset_index(drop=True)
+    return Series(rows, series.score[own], series.changes[:, own], series.images)
+
+
 def _compare(metric: Metric, sources: Mapping[str, Series]) -> Iterator[pd.DataFrame]:
     probe = sources.get("probe")
     for floor in metric.floors:
@@ -47,16 +54,13 @@ def _compare(metric: Metric, sources: Mapping[str, Series]) -> Iterator[pd.DataF
         if probe is None or other is None or probe.images != other.images:
             continue
         if other.rows["layer"].isna().all():
-            other = _at_every_layer(other, probe)
-        ungrouped = replace(other, rows=other.rows.assign(source="probe"))
-        rows = difference(probe, ungrouped, share=metric.share)
-        yield rows[rows["group"].isna()].assign(floor=floor)[COLUMNS]
+            other = _at_every_layer(other, probe.rows["layer"])
+        alike = replace(other, rows=other.rows.assign(source="probe"))
+        yield difference(probe, alike, share=metric.share).assign(floor=floor)[COLUMNS]
 
 
-def _at_every_layer(floor: Series, probe: Series) -> Series:
-    """Repeat the score of a source without layers, for all layers and groups of the probe's."""
-    [row] = floor.rows.index[floor.rows["group"].isna()]
-    layers = probe.rows.loc[probe.rows["group"].isna(), "layer"]
-    repeated = [row] * len(layers)
+def _at_every_layer(floor: Series, layers: pd.Series) -> Series:
+    """Repeat the one score of a source without layers for all of these."""
+    repeated = [0] * len(layers)
     rows = floor.rows.loc[repeated].reset_index(drop=True).assign(layer=layers.array)
     return Series(rows, floor.score[repeated], floor.changes[:, repeated], floor.images)

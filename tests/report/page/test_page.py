@@ -1,6 +1,7 @@
 """The page in a real browser: it opens without a network, its parts work, and a hostile name stays text."""
 
 import base64
+import html
 import io
 import json
 import re
@@ -224,6 +225,21 @@ def test_what_was_found_is_there_without_scripts_and_nothing_is_fetched(study: P
     assert "default-src 'none'" in text
     fetched = re.findall(r"""(?:src|href|url)[=(]["']?([^"'> )]*)""", re.sub(r"(?s)<script.*?</script>", "", text))
     assert all(address.startswith(("#", "data:")) for address in fetched)
+
+
+def test_provenance_gives_commands_versions_and_images_that_were_left_out(tmp_path: Path) -> None:
+    settings = {"data": "my data", "workers": 2, "device": None}
+    setup = {"device": "cpu (a kind)", "versions": {"torch": "9.8.7"}}
+    run = write_run(tmp_path / "a", settings=settings, setup=setup, bad_images={"lost.jpg": "broken"})
+    text = write_page([run], tmp_path / "study.html").read_text()
+    text = html.unescape(
+        re.sub(r"<[^>]+>", " ", text[text.index('<section id="provenance"') : text.index('<section id="cite"')])
+    )
+    assert f"innervision train --mllm world/tuned --images train --out {run}" in text
+    assert f"innervision evaluate depth {run} --data 'my data' --workers 2\n" in text.replace(" \n", "\n")
+    assert "--device" not in text
+    for part in ("cpu (a kind)", "9.8.7", "lost.jpg", "sha256:val"):
+        assert part in text
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

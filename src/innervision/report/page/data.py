@@ -11,7 +11,7 @@ import pandas as pd
 from innervision.errors import printable
 from innervision.metrics.registry import Metric
 from innervision.report.compare import Compared
-from innervision.report.page.study import Studied, Study
+from innervision.report.page.study import Studied, Study, of_metric
 from innervision.report.panels import COLORS, FLOORS, LEVELS
 from innervision.report.tables import MOST_GROUPS, SOURCES, holds
 
@@ -56,7 +56,7 @@ def page_data(study: Study) -> dict[str, Any]:
 
 def _metric_data(study: Study, target: str, key: str) -> dict[str, Any]:
     metric = study.metric(key)
-    rows = [run.scores[run.scores[["target", "metric"]].eq([target, key]).all(axis=1)] for run in study.runs]
+    rows = [of_metric(run.scores, target, key) for run in study.runs]
     rules = sorted({rule for each in rows for rule in each["protocol"]} - {"standard"})
     return {
         "name": printable(metric.name),
@@ -131,11 +131,9 @@ def _differences(study: Study, target: str, key: str) -> Iterator[dict[str, Any]
     for (one, other), found in study.pairs.items():
         if not isinstance(found, Compared):
             continue
-        rows = found.differences
-        scores = study.runs[one].scores
-        rules = set(scores.loc[scores[["target", "metric"]].eq([target, key]).all(axis=1), "protocol"])
-        rows = rows[rows[["target", "metric"]].eq([target, key]).all(axis=1) & rows["protocol"].isin(rules)]
-        rows = rows[rows["group"].isna()]
+        rules = set(of_metric(study.runs[one].scores, target, key)["protocol"])
+        rows = of_metric(found.differences, target, key)
+        rows = rows[rows["group"].isna() & rows["protocol"].isin(rules)]
         if len(rows):
             turned = rows.assign(mean=-rows["mean"], low=-rows["high"], high=-rows["low"])
             yield {"runs": [one, other], **_values(rows, metric)}

@@ -12,7 +12,7 @@ from innervision.errors import few, printable
 from innervision.metrics.interval import FEWEST
 from innervision.metrics.registry import Metric
 from innervision.report.compare import Compared
-from innervision.report.page.study import Studied, Study
+from innervision.report.page.study import Studied, Study, of_metric
 from innervision.report.tables import holds
 
 FLOORS = {
@@ -83,7 +83,8 @@ def findings(study: Study) -> list[Finding]:
 
 def _stand(study: Study, run: Studied, number: int, target: str, key: str) -> Standing | None:
     metric = study.metric(key)
-    rows = run.scores[run.scores[["target", "metric"]].eq([target, key]).all(axis=1) & run.scores["group"].isna()]
+    rows = of_metric(run.scores, target, key)
+    rows = rows[rows["group"].isna()]
     probe = rows[rows["source"] == "probe"]
     of_layers = probe[probe["layer"].notna()]
     if of_layers.empty:
@@ -96,7 +97,7 @@ def _stand(study: Study, run: Studied, number: int, target: str, key: str) -> St
     levels = {row.source: row.mean for row in _lines(rows[at]) if row.source != "probe"}
     floors = {source: level for source, level in levels.items() if source in metric.floors and np.isfinite(level)}
     highest = max(floors.items(), key=lambda floor: better * floor[1], default=None)
-    above = run.floors[run.floors[["target", "metric"]].eq([target, key]).all(axis=1)]
+    above = of_metric(run.floors, target, key)
     above = above.assign(cleared=(above["low"] > 0) if better > 0 else (above["high"] < 0))
     mine = above[above["layer"].isna() if average is not None else above["layer"] == best.layer]
     by_layer = above[above["layer"].notna()].groupby("layer")["cleared"].all()
@@ -137,10 +138,9 @@ def _tell_differences(study: Study, target: str, key: str) -> Iterator[str]:
 
 
 def _average_difference(found: Compared, first: Studied, target: str, key: str) -> Any:
-    rows = found.differences
-    rules = set(first.scores.loc[first.scores[["target", "metric"]].eq([target, key]).all(axis=1), "protocol"])
-    wanted = rows[["target", "metric"]].eq([target, key]).all(axis=1) & rows["protocol"].isin(rules)
-    rows = rows[wanted & rows["group"].isna() & rows["layer"].isna()]
+    rules = set(of_metric(first.scores, target, key)["protocol"])
+    rows = of_metric(found.differences, target, key)
+    rows = rows[rows["protocol"].isin(rules) & rows["group"].isna() & rows["layer"].isna()]
     return next(iter(_lines(rows)), None)
 
 

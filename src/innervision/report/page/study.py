@@ -98,6 +98,11 @@ class Study:
         return [*others[:1], *similarity] or keys[:1]
 
 
+def of_metric(table: pd.DataFrame, target: str, key: str) -> pd.DataFrame:
+    """Give the rows of a table that are of one target and one metric."""
+    return table[(table["target"] == target) & (table["metric"] == key)]
+
+
 def read_study(runs: Sequence[str | Path], labels: Sequence[str] | None = None) -> Study:
     """Read all that a page tells of its runs.
 
@@ -118,8 +123,12 @@ def read_study(runs: Sequence[str | Path], labels: Sequence[str] | None = None) 
 
 
 def _study(label: str, run: ScoredRun, scores: pd.DataFrame) -> Studied:
-    parts = [above_floors(read_scores(run.path, name), facts.metrics) for name, facts in run.facts.items()]
     rules = scores[["target", "metric", "protocol"]].drop_duplicates()
+    parts = []
+    for name, facts in run.facts.items():
+        table = read_scores(run.path, name)
+        table = table[table["protocol"].isin(set(rules["protocol"]))]
+        parts.append(above_floors(table, facts.metrics))
     floors = pd.concat(parts, ignore_index=True).merge(rules)[COLUMNS]
     if run.protocol != "standard":
         label = f"{label}, {run.protocol} protocol"

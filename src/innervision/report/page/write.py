@@ -173,7 +173,7 @@ def _provenance(run: Studied) -> dict[str, Any]:
         "tables": [
             ("Settings", _flat(run.settings)),
             ("Models", _flat({"mllm": record.get("mllm") or {}, **(record.get("experts") or {})})),
-            ("Training", _flat({"images": record.get("images"), "parameters": record.get("parameters")})),
+            ("Training", _training(run)),
             ("Trained on", _flat(record.get("setup") or {})),
             *((f"Scores: {printable(name)}", _scoring(run, name)) for name in run.scored.facts),
         ],
@@ -181,11 +181,22 @@ def _provenance(run: Studied) -> dict[str, Any]:
     }
 
 
+def _training(run: Studied) -> list[tuple[str, str]]:
+    files = sorted((run.scored.path / "probes").glob("*.safetensors"))
+    told = {"written": {path.stem: _written(path) for path in files}}
+    return _flat({**{name: run.record.get(name) for name in ("images", "parameters")}, **told})
+
+
 def _scoring(run: Studied, name: str) -> list[tuple[str, str]]:
     facts = run.scored.facts[name]
-    written = datetime.fromtimestamp((run.scored.path / "scores" / f"{name}.parquet").stat().st_mtime, UTC)
-    told = {"table written": f"{written:%Y-%m-%d %H:%M} UTC", "plan": facts.plan, "setup": facts.setup}
+    table = _written(run.scored.path / "scores" / f"{name}.parquet")
+    told = {"written": table, "plan": facts.plan, "setup": facts.setup}
     return _flat({**told, "images left out": facts.bad_images or "none"})
+
+
+def _written(path: Path) -> str:
+    """Say when a file was written; of one that was copied, when that was."""
+    return f"{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _flat(content: Any, before: str = "") -> list[tuple[str, str]]:
