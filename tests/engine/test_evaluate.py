@@ -199,7 +199,7 @@ def test_scores_of_other_images_stay_beside_the_first_under_a_name(trained: Trai
     assert pd.read_parquet(run / "scores/similarity@val.parquet")["image"].nunique() == 4
     assert evaluations_of(run) == ["similarity"]
     assert evaluations_of(run, "val") == ["similarity@val"]
-    with pytest.raises(InnerVisionError, match="has no scores named val-c; names: none, val"):
+    with pytest.raises(InnerVisionError, match="has no scores named val-c, only without a name, named val"):
         evaluations_of(run, "val-c")
     assert compare(run, run, "val").differences["mean"].abs().max() == 0
 
@@ -219,6 +219,16 @@ def test_a_limit_takes_some_of_the_images_always_the_same(trained: Trained, run:
     assert set(trained.evaluate(run, limit=50, overwrite=True)["image"]) == every
     with pytest.raises(InnerVisionError, match="limit must be above 0"):
         trained.evaluate(run, limit=0)
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_images_of_the_training_are_not_scored_without_a_warning(
+    trained: Trained, run: Path, limit: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.evaluate(run, limit=limit)
+    assert "trained on" not in capsys.readouterr().err
+    trained.evaluate(run, images=str(trained.run.parent / "images"), limit=limit, overwrite=True)
+    assert "warning: the probes were trained on images of this set" in capsys.readouterr().err
 
 
 def test_broken_images_are_left_out_and_recorded(trained: Trained, run: Path, tmp_path: Path) -> None:

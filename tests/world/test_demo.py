@@ -53,7 +53,9 @@ def test_finished_work_is_left_alone(
     demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for the figures, which are drawn anew, here by nobody."""
-    monkeypatch.setattr("innervision.world.demo.plot_curves", lambda runs, out: [out.with_suffix(f".{kind}") for kind in ("png", "pdf")])
+    monkeypatch.setattr(
+        "innervision.world.demo.plot_curves", lambda runs, out: [out.with_suffix(f".{kind}") for kind in ("png", "pdf")]
+    )
     monkeypatch.setattr("innervision.world.demo.draw_scene", lambda runs, targets, scenes, out, index: out)
     before = files_of(demo)
     demonstrate(demo, train=8, val=2, progress=False)

@@ -129,8 +129,10 @@ def evaluate(
         for note in evaluation.images.notes:
             tell(note)
         tell_left_out(bad.reasons)
-        if table.plan["files"] == (run.record().get("images") or {}).get("files"):
-            tell("warning: these are the images that the probes were trained on: score them on others")
+        source = str(getattr(evaluation.settings, "images", None) or getattr(evaluation.settings, "data", ""))
+        same_source = str(Path(source).expanduser().resolve()) == trained.images
+        if same_source or table.plan["files"] == (run.record().get("images") or {}).get("files"):
+            tell("warning: the probes were trained on images of this set: score them on others")
         plan = _Plan(evaluation, session, banks, session.predict_blank(banks), table, bad)
         _loop(plan, rank, progress)
         rank.first(lambda: _finish(plan))

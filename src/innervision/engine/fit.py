@@ -257,7 +257,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
     bar = tqdm(
         total=sum(map(len, order)),
         initial=sum(map(len, order[:start])),
-        desc="reading layers" if _is_exact(settings) else "training",
+        desc="1 of 2: reading layers" if _is_exact(settings) else "training",
         unit=" images",
         disable=not progress,
         dynamic_ncols=True,

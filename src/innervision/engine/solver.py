@@ -139,7 +139,9 @@ class Solver(Learner):
             self._check_features(name, self._features(name))
         facts: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
         jobs = [*product(self.layers, self._readings())]
-        for layer, cells in tqdm(jobs, desc="solving", unit=" layers", disable=not progress, dynamic_ncols=True):
+        for layer, cells in tqdm(
+            jobs, desc="2 of 2: solving", unit=" layers", disable=not progress, dynamic_ncols=True
+        ):
             states = self._moments(layer, cells)
             _check_states(layer, states)
             features = {name: self._features(name) for name in states.targets}
