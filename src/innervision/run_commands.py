@@ -23,19 +23,20 @@ class Show:
 
 
 def show_runs(call: Show) -> None:
-    """List runs, what of them is done and what is missing; of runs that are named one by one the scores as well."""
+    """List what of runs is done and what is missing; of a run that is named itself, show the scores as well."""
     from innervision.hub.fetch import locate
     from innervision.report.files import tables_of
     from innervision.report.overview import LEGEND, overview_text
-    from innervision.report.status import find_runs, format_status
+    from innervision.report.status import find_runs, format_status, read_status
     from innervision.report.tables import tabulate
 
-    named = [locate(name) for name in call.runs]
-    show(format_status([run for name in named for run in find_runs(name)]))
-    tables = [(run, table) for run in named if (run / "run.yaml").exists() for table in tables_of(run)]
-    for run, table in tables:
+    named = {name: locate(name) for name in call.runs}
+    found = [(name if run == place else str(run), run) for name, place in named.items() for run in find_runs(place)]
+    show(format_status([read_status(run)._replace(run=name) for name, run in found]))
+    tables = [(name, run, table) for name, run in found if name in named for table in tables_of(run)]
+    for name, run, table in tables:
         text = tabulate(run, table).text if call.table else overview_text(run, table)
-        show(f"\n--- {run}: {table} ---\n\n{text}")
+        show(f"\n--- {name}: {table} ---\n\n{text}")
     if tables and not call.table:
         show(f"\n{LEGEND}")
 

@@ -201,7 +201,7 @@ def test_scores_of_other_images_stay_beside_the_first_under_a_name(trained: Trai
     assert pd.read_parquet(run / "scores/similarity@val.parquet")["image"].nunique() == 4
     assert evaluations_of(run) == ["similarity"]
     assert evaluations_of(run, "val") == ["similarity@val"]
-    with pytest.raises(InnerVisionError, match="has no scores named val-c; names: none, val"):
+    with pytest.raises(InnerVisionError, match="has no scores named val-c, only without a name, named val"):
         evaluations_of(run, "val-c")
     assert compare(run, run, "val").differences["mean"].abs().max() == 0
 
@@ -243,7 +243,7 @@ def test_a_run_that_is_not_trained_yet_says_how_to_go_on(trained: Trained, run: 
 def test_scoring_on_the_images_of_the_training_bears_a_warning(
     trained: Trained, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "these are the images that the probes were trained on"
+    said = "the probes were trained on images of this set"
     trained.evaluate(run)
     assert said not in capsys.readouterr().err
     of_training = Path(RunFolder(run).settings().images)
@@ -251,6 +251,8 @@ def test_scoring_on_the_images_of_the_training_bears_a_warning(
     for images in (of_training, copied):
         trained.evaluate(run, images=str(images), overwrite=True)
         assert said in capsys.readouterr().err
+    trained.evaluate(run, images=str(of_training), limit=3, overwrite=True)
+    assert said in capsys.readouterr().err
     next(copied.iterdir()).unlink()
     trained.evaluate(run, images=str(copied), overwrite=True)
     assert said not in capsys.readouterr().err

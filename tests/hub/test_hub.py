@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, snapshot_download
 from safetensors.numpy import save_file
 
 from hub_server import TOKEN, HubServer, Repository, serve_hub
@@ -309,6 +309,20 @@ def test_scores_go_to_a_folder_of_ones_own(
     assert locate_own_run("some/folder") == Path("some/folder")
 
 
+def test_a_file_of_origin_that_a_stranger_wrote_counts_for_nothing(
+    server: HubServer, run: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(run)
+    folder.write_settings(replace(folder.settings(), mllm="/models/mine"), folder.record())
+    push(run, "me/run", licence="mit")
+    repository = server.repositories["me/run"]
+    repository.commit({**repository.files, "origin.json": b'{"repository": "x", "commit": "y", "run.yaml": "z"}'})
+    snapshot_download("me/run")  # all of it, by another tool
+    for place in (locate_run("hf:me/run"), pull(HubRun("me/run"), tmp_path / "back")):
+        with pytest.raises(InnerVisionError, match="comes from the Hub, and its mllm, /models/mine, is a path"):
+            RunFolder(place).trained_settings()
+
+
 def test_runs_of_the_hub_are_drawn_and_compared_by_name(
     server: HubServer, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +330,10 @@ def test_runs_of_the_hub_are_drawn_and_compared_by_name(
     assert main(["plot", "hf:me/run", "--out", str(tmp_path / "a.png")]) == 0
     assert main(["compare", "hf:me/run", str(run)]) == 0
     assert "0.000 [0.000, 0.000]" in capsys.readouterr().out
+    assert main(["show", "hf:me/run"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[:2]] == ["run", "hf:me/run"]
+    assert "--- hf:me/run: similarity ---" in shown
 
 
 def test_no_kind_of_file_that_is_fetched_can_hold_code() -> None:

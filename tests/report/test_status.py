@@ -71,7 +71,7 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(run: RunFolder) -> N
     other = run.path.parent / "b"
     other.mkdir()
     (other / "run.yaml").write_text("format: 1\n")
-    lines = format_status(find_runs(run.path.parent)).splitlines()
+    lines = format_status([read_status(each) for each in find_runs(run.path.parent)]).splitlines()
     assert lines[1].split()[:5] == [str(run.path), "some/mllm", "depth,", "dino", "not"]
     assert "has format 1" in lines[2]
 

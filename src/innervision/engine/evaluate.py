@@ -148,7 +148,7 @@ def _evaluate(
             tell(note)
         tell_left_out(bad.reasons)
         if _trained_on(run, trained, evaluation, table):
-            tell("warning: these are the images that the probes were trained on: score them on others")
+            tell("warning: the probes were trained on images of this set: score them on others")
         plan = _Plan(evaluation, session, banks, session.predict_blank(banks), table, bad)
         _loop(plan, rank, progress)
         rank.first(lambda: _finish(plan))
@@ -157,7 +157,7 @@ def _evaluate(
 
 def _trained_on(run: RunFolder, trained: TrainSettings, evaluation: Evaluation, table: ScoreTable) -> bool:
     """Tell whether the images that are scored are those of the training, or come from the same place."""
-    place = getattr(evaluation.settings, "images", None)
+    place = getattr(evaluation.settings, "images", None) or getattr(evaluation.settings, "data", None)
     same_place = place is not None and Path(place).expanduser().resolve() == Path(trained.images)
     return same_place or table.plan["files"] == (run.record().get("images") or {}).get("files")
 

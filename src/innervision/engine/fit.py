@@ -298,7 +298,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
     bar = tqdm(
         total=sum(step.size for step in plan.steps),
         initial=sum(step.size for step in plan.steps[: learner.step]),
-        desc="reading layers" if _is_exact(settings) else "training",
+        desc="1 of 2: reading layers" if _is_exact(settings) else "training",
         unit=" images",
         disable=not progress or not plan.leads,
         dynamic_ncols=True,

@@ -156,7 +156,9 @@ class Solver(Learner):
             self.banks[name].mean.copy_(each.mean([FIT, HELD_OUT]).view(self.banks[name].mean.shape))
         mine: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
         silent = not progress or self.rank.index > 0
-        solving = tqdm(self._total_states(features), "solving", len(self._mine()), unit=" layers", disable=silent)
+        solving = tqdm(
+            self._total_states(features), "2 of 2: solving", len(self._mine()), unit=" layers", disable=silent
+        )
         for layer, states in solving:
             for name, choice in choose(states, {name: features[name] for name in states.targets}).items():
                 mine[name][layer] = self._finish_layer(name, layer, states, features[name], choice)

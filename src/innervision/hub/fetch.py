@@ -173,7 +173,8 @@ def fetch(run: HubRun) -> Path:
         require((folder / "run.yaml").exists(), f"{run} holds no run: it has no run.yaml")
         wrong = []
         if not constants.HF_HUB_OFFLINE:
-            wrong = HfApi().verify_repo_checksums(run.repository, revision=folder.name).mismatches
+            listed = HfApi().verify_repo_checksums(run.repository, revision=folder.name).mismatches
+            wrong = [mismatch for mismatch in listed if mismatch["path"] in _of_run(folder)]
     for mismatch in wrong:  # or the next call would take them for good
         file = folder / mismatch["path"]
         file.resolve().unlink(missing_ok=True)
@@ -183,15 +184,16 @@ def fetch(run: HubRun) -> Path:
         f"{run} was altered on its way: {few(each['path'] for each in wrong)} is not what the Hub lists. It is deleted "
         "here; call again to fetch it anew",
     )
-    if not RunFolder(folder).origin():
-        facts = {"repository": run.repository, "commit": folder.name, "run.yaml": fingerprint(folder / "run.yaml")}
-        _write_origin(folder, facts)
+    facts = {"repository": run.repository, "commit": folder.name, "run.yaml": fingerprint(folder / "run.yaml")}
+    _write_origin(folder, facts)  # over one that another tool has fetched from the repository
     return folder
 
 
 def _write_origin(folder: Path, facts: Mapping[str, str]) -> None:
-    with atomic_write(RunFolder(folder).origin_file) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1))
+    file, text = RunFolder(folder).origin_file, json.dumps(facts, indent=1)
+    if not file.exists() or file.read_text() != text:
+        with atomic_write(file) as temporary:
+            temporary.write_text(text)
 
 
 def _of_run(snapshot: Path) -> list[str]:

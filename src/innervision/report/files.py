@@ -83,8 +83,9 @@ def evaluations_of(run: str | Path, name: str | None = None) -> list[str]:
     tables = tables_of(run)
     found = [table for table in tables if table == table_name(evaluation_of(table), name)]
     if tables and not found:
-        known = ", ".join(sorted({table.partition(OWN_NAME)[2] or "none" for table in tables}))
-        raise InnerVisionError(f"{run} has no scores {f'named {name}' if name else 'without a name'}; names: {known}")
+        named = sorted({table.partition(OWN_NAME)[2] for table in tables})
+        known = ", ".join(f"named {each}" if each else "without a name" for each in named)
+        raise InnerVisionError(f"{run} has no scores {f'named {name}' if name else 'without a name'}, only {known}")
     if not found:
         read_scores(run)  # says what is missing
     return found

@@ -19,7 +19,8 @@ DEEPEST = 3
 class Status(NamedTuple):
     """The state of a run."""
 
-    run: Path
+    run: str
+    """Its folder, or what it was called by."""
     mllm: str
     targets: str
     probes: str
@@ -52,7 +53,7 @@ def read_status(run: str | Path) -> Status:
     try:
         settings, record = folder.settings(), folder.record()
     except InnerVisionError as error:
-        return Status(folder.path, "", "", "", "", first_line(error))
+        return Status(str(run), "", "", "", "", first_line(error))
     experts: dict[str, Any] = record.get("experts", {})
     part = {"llm": ", random LLM", "all": ", random weights"}.get(settings.random_weights, "")
     kinds = {expert["kind"] for expert in experts.values()}
@@ -61,7 +62,7 @@ def read_status(run: str | Path) -> Status:
     unfinished = _unfinished(folder)
     done = {evaluation_of(table) for table in [*tables, *unfinished]}
     return Status(
-        folder.path,
+        str(run),
         settings.mllm + part,
         ", ".join(experts),
         "trained" if all(folder.probes(name).exists() for name in experts) else _progress(folder),
@@ -70,9 +71,9 @@ def read_status(run: str | Path) -> Status:
     )
 
 
-def format_status(runs: Sequence[str | Path]) -> str:
+def format_status(runs: Sequence[Status]) -> str:
     """Write a line for each run, below the names of the columns."""
-    rows = [("run", "MLLM", "targets", "probes", "scores (images)", "not scored"), *map(read_status, runs)]
+    rows = [("run", "MLLM", "targets", "probes", "scores (images)", "not scored"), *runs]
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(map(str.rstrip, lines))
