@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -260,8 +261,34 @@ def test_a_run_that_is_broken_or_hostile(root: Path, tmp_path: Path, name: str) 
     assert not (tmp_path / "executed").exists()
 
 
+def table_of(path: Path, **columns: object) -> None:
+    pd.read_parquet(path).assign(**columns).to_parquet(path)
+
+
+RESUMED: Changes = {
+    "state is a pipe": pipe("train/state.pt"),
+    "state is garbage": write("train/state.pt", bytes(range(256))),
+    "state is a list": write("train/state.pt", bin_file([1, 2])),
+    "state of another run": write("train/state.pt", bin_file({"run": "x"})),
+    "log is a pipe": pipe("train/log.jsonl"),
+    "log is binary": write("train/log.jsonl", b"\xff\xfe"),
+    "log holds a list": write("train/log.jsonl", "[1]\n"),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_to_resume_that_is_broken(root: Path, tmp_path: Path, name: str) -> None:
+    run = copy(root / "run", tmp_path / "run")
+    for path in (run / "probes").iterdir():
+        path.unlink()
+    RESUMED[name](run)
+    assert_told(run_limited(["train", "--config", "run/run.yaml", "--resume"], tmp_path), "train/")
+
+
 SCORES: Changes = {
     **{f"facts, {name}": write("scores/similarity.json", data) for name, data in BROKEN_JSON.items()},
+    "values are words": lambda folder: table_of(folder / "scores/similarity.parquet", value="high"),
+    "layers are shares": lambda folder: table_of(folder / "scores/similarity.parquet", layer=0.5),
     "table is a pipe": pipe("scores/similarity.parquet"),
     "table is empty": write("scores/similarity.parquet", b""),
     "table is garbage": write("scores/similarity.parquet", b"PAR1" + bytes(500) + b"PAR1"),

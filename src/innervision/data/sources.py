@@ -352,6 +352,8 @@ def _absence(folder: Path, place: str) -> str:
         what = "a URL, to be downloaded first"
     elif os.path.isdir(path):
         what = "a folder"
+    elif os.path.exists(path):
+        what = "not a regular file"
     else:
         what = "a link to nowhere" if os.path.islink(path) else "no such file"
     return table_name(f"{what}: {path}")

@@ -12,7 +12,7 @@ from innervision.data.loader import Batch
 from innervision.engine.processes import Rank
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError, first_line, require
-from innervision.files import atomic_write
+from innervision.files import atomic_write, require_regular
 from innervision.probes import ProbeBank
 
 
@@ -107,6 +107,7 @@ class Learner(ABC):
         Raises:
             InnerVisionError: the file is broken or belongs to other probes.
         """
+        require_regular(path)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             require(state["run"] == self.run, "another run has saved it")

@@ -9,7 +9,7 @@ from typing import Any
 from innervision.config import TrainSettings
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
-from innervision.json_files import parse_json
+from innervision.json_files import parse_json, read_text
 
 
 class TrainingLog:
@@ -40,7 +40,7 @@ class TrainingLog:
         """Begin after a step: what the file says of later ones is about to be written again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
+            lines = read_text(self.path, kind="JSON lines").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and self._step(line) <= step]
             with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(kept))

@@ -123,21 +123,20 @@ class InputBuilder:
     def try_out(self, prompt: str) -> None:
         """Make inputs of a small image under limits: numbers in a processor's files may ask for any size.
 
+        What it refuses in words is left to `__call__`, since the model may say better what is wrong.
+
         Raises:
-            InnerVisionError: it takes too long or too much memory, or as `__call__`.
+            InnerVisionError: it takes too long or too much memory, or its chat template cannot be used.
         """
         if getattr(self.processor, "chat_template", None):
             self._write(prompt, None)
 
         def work() -> dict[str, str]:
-            try:
+            with suppress(InnerVisionError):
                 self([PIL.Image.new("RGB", (224, 224), (120, 120, 120))], prompt)
-            except InnerVisionError as error:
-                return {"refused": str(error)}
             return {}
 
         found = run_limited(work, SECONDS, MEMORY)
-        require("refused" not in found, found.get("refused", ""))
         require("error" not in found, f"the processor of {self.name} cannot be used: {found.get('error')}")
 
     def _write(self, prompt: str, reply: str | None) -> str:

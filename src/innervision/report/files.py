@@ -62,8 +62,9 @@ def read_scores(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame
         weighted = [name for name in ("group", "weight") if name in pq.read_schema(path).names]
         strings = [name for name in [*COLUMNS, *weighted] if name not in ("layer", "value", "weight")]
         scores = pd.read_parquet(path, read_dictionary=strings)  # a tenth of the memory of strings
-        scores = scores[[*COLUMNS, *weighted]].astype(dict.fromkeys(strings, "category") | {"layer": "Int64"})
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among these
+        types = dict.fromkeys(strings, "category") | {"layer": "Int64", "value": "float64"}
+        scores = scores[[*COLUMNS, *weighted]].astype(types | ({"weight": "float64"} if "weight" in weighted else {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are among these
         raise InnerVisionError(f"{path} is not a score table ({error}). Make it again with: {command}") from error
     if scores.empty:
         raise InnerVisionError(f"{path} holds no scores. Make it again with: {command}")
