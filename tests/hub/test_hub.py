@@ -64,6 +64,9 @@ def run(tmp_path: Path) -> Path:
     (folder.scores / "similarity.json").write_text("{}")
     folder.write_bad_images({"x.jpg": "broken"})
     folder.log.write_text("{}\n")
+    (tmp_path / "run/pictures/depth").mkdir(parents=True)
+    for name in ("depth.json", "depth/0a.png", "depth/0a.webp"):
+        (tmp_path / "run/pictures" / name).write_bytes(name.encode())
     folder.state.write_bytes(b"a pickle" * 1000)
     (folder.scores / ".depth").mkdir()
     (folder.scores / ".depth/plan.json").write_text("{}")
@@ -81,6 +84,9 @@ FETCHED = {
     "scores/similarity.parquet",
     "scores/similarity.json",
     "train/bad_images.json",
+    "pictures/depth.json",
+    "pictures/depth/0a.png",
+    "pictures/depth/0a.webp",
 }
 
 
@@ -258,6 +264,7 @@ def test_nothing_is_overwritten(server: HubServer, run: Path) -> None:
 def test_files_that_are_none_of_a_run_are_not_fetched(server: HubServer, run: Path, tmp_path: Path) -> None:
     push(run, "me/run", licence="mit")
     names = ("probes/depth.pt", "train/state.pt", "x.py", "probes/a/b.safetensors", "scores/.seg/000.parquet")
+    names += ("pictures/a/b/c.png", "pictures/a/b.html", "figures/a/b.png", "train/a/b.json")
     bad = dict.fromkeys(names, b"bad" * 1000)
     repository = server.repositories["me/run"]
     repository.commit({**repository.files, **bad})
@@ -337,4 +344,11 @@ def test_runs_of_the_hub_are_drawn_and_compared_by_name(
 
 
 def test_no_kind_of_file_that_is_fetched_can_hold_code() -> None:
-    assert {Path(pattern).suffix for pattern in FILES} == {".yaml", ".safetensors", ".parquet", ".json", ".png"}
+    assert {Path(pattern).suffix for pattern in FILES} == {
+        ".yaml",
+        ".safetensors",
+        ".parquet",
+        ".json",
+        ".png",
+        ".webp",
+    }

@@ -361,7 +361,7 @@ def test_result_names_model_and_resizing(trained: Trained, run: Path) -> None:
 
 def test_other_settings_do_not_replace_scores_unasked(trained: Trained, run: Path) -> None:
     trained.evaluate(run)
-    with pytest.raises(InnerVisionError, match=r"made otherwise \(guidance: 10.0\); add --overwrite"):
+    with pytest.raises(InnerVisionError, match=r"made otherwise \(guidance: 10.0\); add --name NAME"):
         trained.evaluate(run, guidance=3.0)
 
 
@@ -392,5 +392,5 @@ def test_processes_that_read_images_get_no_weights(trained: Trained) -> None:
 
 
 def test_one_image_is_no_set(trained: Trained, run: Path) -> None:
-    with pytest.raises(InnerVisionError, match="one image; sets are compared"):
+    with pytest.raises(InnerVisionError, match="sets of images are compared"):
         trained.evaluate(run, data=str(trained.images / "0000.png"))

@@ -31,10 +31,13 @@ FILES = (
     "scores/*.json",
     "train/*.json",
     "figures/*.png",
+    "pictures/*.json",
+    "pictures/*/*.png",
+    "pictures/*/*.webp",
 )
 """What is fetched of a repository."""
-TOO_DEEP = "*/*/*"
-"""`*` stands for slashes, too: a file in a folder of a folder is none of a run, and `..` leads nowhere."""
+TOO_DEEP = ("probes/*/*", "scores/*/*", "train/*/*", "figures/*/*", "pictures/*/*/*", "*/../*")
+"""What is not, since `*` stands for slashes, too: a file deeper than those of a run, and what `..` would lead to."""
 
 
 class HubRun(NamedTuple):
@@ -167,7 +170,7 @@ def fetch(run: HubRun) -> Path:
 
     with hub_errors(run), cached_without_network(run.repository):
         place = snapshot_download(
-            run.repository, revision=run.revision, allow_patterns=list(FILES), ignore_patterns=[TOO_DEEP]
+            run.repository, revision=run.revision, allow_patterns=list(FILES), ignore_patterns=list(TOO_DEEP)
         )
         folder = Path(place)
         require((folder / "run.yaml").exists(), f"{run} holds no run: it has no run.yaml")
@@ -201,7 +204,7 @@ def _of_run(snapshot: Path) -> list[str]:
     from huggingface_hub.utils import filter_repo_objects
 
     names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-    return list(filter_repo_objects(names, allow_patterns=list(FILES), ignore_patterns=[TOO_DEEP]))
+    return list(filter_repo_objects(names, allow_patterns=list(FILES), ignore_patterns=list(TOO_DEEP)))
 
 
 @contextmanager

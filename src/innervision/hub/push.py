@@ -42,7 +42,7 @@ def push(path: str | Path, repository: str, *, licence: str, private: bool = Fal
     require_repository(repository)
     run = RunFolder(path)
     names = [file.relative_to(run.path).as_posix() for file in run.path.rglob("*") if file.is_file()]
-    files = list(filter_repo_objects(names, allow_patterns=[*FILES, *ALSO], ignore_patterns=[TOO_DEEP]))
+    files = list(filter_repo_objects(names, allow_patterns=[*FILES, *ALSO], ignore_patterns=list(TOO_DEEP)))
     experts = run.record().get("experts", {})
     if lacking := [name for name in experts if not run.probes(name).exists()] or ([] if experts else ["any target"]):
         raise InnerVisionError(f"{run.path} is not trained yet: there are no probes for {', '.join(lacking)}")
@@ -57,6 +57,8 @@ def push(path: str | Path, repository: str, *, licence: str, private: bool = Fal
         make_card(run.path, repository, licence, CARD[1] if scored else None).save(stage / CARD[0])
         size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
         tell(f"{len(files)} files and a card, {size / 1e6:,.1f} MB, go to {repository}")
+        if photographs := sum(name.endswith(".webp") for name in files):
+            tell(f"others will see {photographs} photographs that the run keeps for its report")
         for what, name in paths_of(run):
             tell(f"others will see a path of this machine: {what} = {name}")
         with hub_errors(HubRun(repository)), warnings.catch_warnings():
