@@ -34,6 +34,24 @@ def above_floors(scores: pd.DataFrame, metrics: Mapping[str, Metric] | None = No
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
 
+def clear_of_floors(scores: pd.DataFrame, metrics: Mapping[str, Metric] | None = None) -> pd.DataFrame:
+    """Tell of every layer whether it clears all floors of a metric that were scored over its images.
+
+    Args:
+        scores: as `read_scores` gives them.
+        metrics: those that a task brought.
+
+    Returns:
+        Columns: those of `SERIES` but that `source` is `probe`; `layer`; `clear`, which is False where there is no
+        interval. Metrics without a floor are left out.
+    """
+    above = above_floors(scores, metrics)
+    higher = above["metric"].map(lambda key: find_metric(key, metrics).higher_is_better).astype(bool)
+    clear = (above["low"] > 0).where(higher, above["high"] < 0)
+    by_layer = above.assign(source="probe", clear=clear).groupby([*SERIES, "layer"], dropna=False)
+    return by_layer["clear"].all().reset_index()
+
+
 def _scores_layers(scores: pd.DataFrame) -> pd.Series:
     """Tell which rows the score of a layer is made of: those without a group, or all where all have one."""
     ungrouped = scores["group"].isna()

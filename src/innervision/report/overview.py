@@ -29,7 +29,7 @@ LEGEND = """\
 best            the layer with the best score, with the 95% interval over the images; avg: over the decoder layers
 floor           the best score at that layer that needs no MLLM (mean, zero) or not this image (shuffled, blank)
 ceiling         what the expert reaches: its own features in the place of a prediction (expert), or as it is (plain)
-clear           layers whose interval lies clear of the intervals of all floors, which is a strict test"""
+clear           layers that clear all floors: the 95% interval of the paired difference over the images leaves out 0"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Overview:
     """The row of the expert's own features, else of the expert as it is; None where neither was scored."""
     layers: list[int]
     below: list[int]
-    """Layers whose interval does not lie clear of those of all floors; all of them where there are no intervals."""
+    """Layers that do not clear all floors, see `innervision.report.floors`; all of them where there are no intervals."""
 
 
 def overviews(summary: pd.DataFrame, targets: Iterable[str], metrics: Metrics | None = None) -> list[Overview]:
@@ -122,11 +122,6 @@ def _overview(rows: pd.DataFrame, metric: Metric) -> Overview | None:
         of_metric = [row for row in every if row.source in metric.floors]
         return [row for row in of_metric if (row.source not in BESIDE if pd.isna(row.layer) else row.layer == layer)]
 
-    def is_above(row: Any) -> bool:
-        if sign > 0:
-            return all(row.low > (floor.mean if np.isnan(floor.high) else floor.high) for floor in floors(row.layer))
-        return all(row.high < (floor.mean if np.isnan(floor.low) else floor.low) for floor in floors(row.layer))
-
     best = max(finite, key=lambda row: sign * row.mean)
     ceilings = [row for source in CEILINGS for row in every if row.source == source]
     return Overview(
@@ -138,7 +133,7 @@ def _overview(rows: pd.DataFrame, metric: Metric) -> Overview | None:
         max(floors(best.layer), key=lambda row: sign * row.mean, default=None),
         ceilings[0] if ceilings else None,
         [int(row.layer) for row in probe],
-        [int(row.layer) for row in probe if not is_above(row)],
+        [int(row.layer) for row in probe if row.clear is not pd.NA and not row.clear],
     )
 
 
@@ -166,8 +161,8 @@ def _below(lines: Sequence[Overview]) -> Iterator[str]:
     """Name the layers that do not stand out from their floors, of the metrics that count most."""
     for each in lines:
         if each.metric.main and each.below and each.floor is not None:
-            where = "at no layer is" if each.below == each.layers else f"not at {spans(each.below)} is"
-            yield f"{each.metric.name}: {where} the interval clear of all floors"
+            where = "no layer clears" if each.below == each.layers else f"{spans(each.below)} do not clear"
+            yield f"{each.metric.name}: {where} all floors"
 
 
 def spans(layers: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from innervision.files import atomic_write
 from innervision.metrics.interval import FEWEST
 from innervision.metrics.registry import METRICS, Metric, find_metric
 from innervision.report.files import read_facts, read_scores, run_protocol
+from innervision.report.floors import clear_of_floors
 from innervision.report.jackknife import jackknife
 
 SOURCES = {
@@ -30,7 +31,7 @@ BESIDE = ("shuffled", "blank")
 
 KEYS = ["target", "source", "layer", "metric", "protocol"]
 TEXTS = ["target", "source", "metric", "protocol"]
-SUMMARY = [*KEYS, "group", "mean", "low", "high", "images", "groups", "rare_groups"]
+SUMMARY = [*KEYS, "group", "mean", "low", "high", "images", "groups", "rare_groups", "clear"]
 """Columns of `summarize`."""
 MOST_GROUPS = 12
 """Where a metric has more groups, as mIoU has classes, they are left to the file of all scores."""
@@ -82,7 +83,8 @@ def summarize(scores: pd.DataFrame, metrics: Metrics | None = None) -> pd.DataFr
         Columns: those six; `mean`, `low` and `high` (95% interval over images, see `innervision.metrics.interval`);
         `images`, how many have the score; where the score is a mean over groups, `groups`, how many those are, and
         `rare_groups`, how many of them fewer than 5 images have (else 0). The interval is NaN where fewer than 5 images
-        have the score, or a value is not finite.
+        have the score, or a value is not finite. `clear` tells of a layer of the probe whether it clears all floors, see
+        `innervision.report.floors`; it is null for what has none, and for groups.
 
     Raises:
         InnerVisionError: the same score stands in the table more than once.
@@ -92,6 +94,8 @@ def summarize(scores: pd.DataFrame, metrics: Metrics | None = None) -> pd.DataFr
         low, high = series.interval(share=find_metric(series.rows["metric"].iloc[0], metrics).share)
         parts.append(series.rows.assign(mean=series.score, low=low, high=high))
     summary = pd.concat(parts, ignore_index=True)
+    clear = clear_of_floors(scores, metrics).assign(group=None)
+    summary = summary.merge(clear, how="left", on=[*KEYS, "group"]).astype({"clear": "boolean"})
     summary = summary.sort_values("group", na_position="first").sort_values(KEYS, kind="stable", ignore_index=True)
     return summary[SUMMARY]
 
@@ -108,7 +112,7 @@ def read_summary(run: str | Path, evaluation: str = "similarity") -> pd.DataFram
         return summarize(read_scores(run, evaluation), read_facts(run, evaluation).metrics)
     try:
         read = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a class may be called NA
-        return read[SUMMARY].astype({"layer": "Int64"} | dict.fromkeys([*TEXTS, "group"], object))
+        return read[SUMMARY].astype({"layer": "Int64", "clear": "boolean"} | dict.fromkeys([*TEXTS, "group"], object))
     except (OSError, ValueError, KeyError) as error:
         raise InnerVisionError(f"{path} cannot be read ({first_line(error)}). Delete it: it is made anew.") from error
 
