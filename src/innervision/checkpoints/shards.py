@@ -1,7 +1,7 @@
 """Single tensors of a checkpoint, read without the rest of it: one file or many, safetensors or PyTorch."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,13 @@ def check_types(model: nn.Module, name: str, revision: str | None = None, subfol
     if not isinstance(config, str | Path) or _is_quantized(read_json(config)):  # it is in no cache, or packed
         return
     shards = Shards(str(Path(config).parent))
+    require_real_weights(model, shards.read(shards.files), name)
+
+
+def require_real_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """See that those of a checkpoint's tensors that are called as a model's parameters are real numbers; see above."""
     weights = {key.rpartition(".")[2] for key, _ in model.named_parameters()}
-    types = {key: tensor.dtype for key, tensor in shards.read(shards.files).items()}
-    require_real({key: dtype for key, dtype in types.items() if key.rpartition(".")[2] in weights}, name)
+    require_real({key: held.dtype for key, held in tensors.items() if key.rpartition(".")[2] in weights}, name)
 
 
 def _is_quantized(config: Any) -> bool:

@@ -18,8 +18,8 @@ from transformers import (
 
 from innervision.checkpoints.checkpoint import MIRRORS
 from innervision.checkpoints.layout import ForeignExpert
-from innervision.checkpoints.loading import check_finite, require_real, silent_transformers
-from innervision.checkpoints.shards import Shards
+from innervision.checkpoints.loading import check_finite, silent_transformers
+from innervision.checkpoints.shards import Shards, require_real_weights
 from innervision.errors import InnerVisionError, few
 from innervision.original import clip_encoder, depth_anything, oneformer
 
@@ -127,7 +127,6 @@ def _load(held: Held, expert: str, shards: Shards, prefix: str) -> tuple[PreTrai
     try:
         config = held.config(tensors)
         weights = held.convert(tensors)
-        require_real({key: value.dtype for key, value in weights.items() if not re.match(held.unneeded, key)}, expert)
         with silent_transformers():
             loaded: Any = held.model_class.from_pretrained(
                 None,
@@ -140,6 +139,7 @@ def _load(held: Held, expert: str, shards: Shards, prefix: str) -> tuple[PreTrai
     except (KeyError, ValueError) as error:  # a name that is looked for is not there
         raise InnerVisionError(f"{expert} does not hold {held.title}: it lacks {error}") from error
     model, report = loaded
+    require_real_weights(model, weights, expert)
     faults = {
         "has of another shape": {key for key, *_ in report["mismatched_keys"]},
         "lacks": {key for key in report["missing_keys"] if not re.match(held.unneeded, key)},
