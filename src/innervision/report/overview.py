@@ -49,7 +49,7 @@ class Overview:
     """The row of the expert's own features, else of the expert as it is; None where neither was scored."""
     layers: list[int]
     below: list[int]
-    """Layers that do not clear all floors, see `innervision.report.floors`; all of them where there are no intervals."""
+    """Layers that do not clear all floors, see `report.floors`; all of them where there are no intervals."""
 
 
 def overviews(summary: pd.DataFrame, targets: Iterable[str], metrics: Metrics | None = None) -> list[Overview]:

@@ -83,8 +83,8 @@ def summarize(scores: pd.DataFrame, metrics: Metrics | None = None) -> pd.DataFr
         Columns: those six; `mean`, `low` and `high` (95% interval over images, see `innervision.metrics.interval`);
         `images`, how many have the score; where the score is a mean over groups, `groups`, how many those are, and
         `rare_groups`, how many of them fewer than 5 images have (else 0). The interval is NaN where fewer than 5 images
-        have the score, or a value is not finite. `clear` tells of a layer of the probe whether it clears all floors, see
-        `innervision.report.floors`; it is null for what has none, and for groups.
+        have the score, or a value is not finite. `clear` tells of a layer of the probe whether it clears all floors
+        (see `innervision.report.floors`); it is null for what has none, and for groups.
 
     Raises:
         InnerVisionError: the same score stands in the table more than once.
