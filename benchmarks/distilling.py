@@ -2,17 +2,16 @@
 
 python -m benchmarks.distilling --out runs/distilling
 
-Fits exact probes to all layers of `tuned` and `distilled`, of every seed of their own training, and of models that have
-come less far (`MODELS`), and scores them on held-out scenes. Seed 0 are the models of the package; those of further
-seeds are grown here, behind the same vision tower, in 15 minutes of one core each. Writes OUT/scores.csv,
-OUT/comparisons.csv and OUT/distilling.png, and prints by how much `distilled` lies above `tuned`. It can be stopped;
-another call resumes it.
+Fits exact probes to all layers of `tuned` and `distilled`, of every seed of their own training, and of `untrained`, and
+scores them on held-out scenes. Seed 0 are the models of the package; those of further seeds are grown here, behind the
+same vision tower, in 15 minutes of one core each. Writes scores.csv, comparisons.csv and distilling.png to OUT, and
+prints by how much `distilled` lies above `tuned`. It can be stopped; another call resumes it.
 """
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -23,7 +22,7 @@ from tools.world.train_mllm import train
 from tools.world.training import load_scenes
 from tqdm import tqdm
 
-from innervision import MLLM, EvaluateSettings, TrainSettings, evaluate_similarity, fit, load_targets
+from innervision import MLLM, EvaluateSettings, Target, TrainSettings, evaluate_similarity, fit, load_targets
 from innervision.checkpoints.identity import MODELS as SHIPPED
 from innervision.config import TaskSettings
 from innervision.engine.evaluate import evaluate_task
@@ -33,16 +32,9 @@ from innervision.report.files import evaluations_of
 from innervision.report.tables import tabulate
 from innervision.world.dataset import write_scenes
 
-MODELS: dict[str, Literal["none", "all"]] = {
-    "distilled": "none",
-    "tuned": "none",
-    "early": "none",
-    "untrained": "none",
-    "all random": "all",
-}
-"""Name -> what of the model gets fresh weights."""
 TRAINED_OFTEN = ("distilled", "tuned")
-"""Of these every seed is a training of its own; of the others there is seed 0 alone."""
+"""The models of which every seed is a training of its own."""
+TRAINED_ONCE = ("untrained",)
 TARGETS = "depth=world/depth,seg=world/seg,gen=world/gen"
 METRICS = {
     "centred_cosine": "centred cosine",
@@ -50,13 +42,7 @@ METRICS = {
     "miou": "mIoU",
 }
 """Of similarity, and of the tasks depth and seg."""
-COLOURS = {
-    "distilled": "#0072B2",
-    "tuned": "#D55E00",
-    "early": "#56B4E9",
-    "untrained": "#E69F00",
-    "all random": "#777777",
-}
+COLOURS = {"distilled": "#009E73", "tuned": "#D55E00", "untrained": "#0072B2"}
 
 
 class Studied(NamedTuple):
@@ -80,13 +66,12 @@ def main() -> None:
     write_scenes(scenes, options.train, options.val)
     targets = load_targets(TARGETS.split(","), device="cpu", head=True)
     chosen = [(name, seed) for seed in range(options.seeds) for name in TRAINED_OFTEN]
-    chosen += [(name, 0) for name in MODELS if name not in TRAINED_OFTEN]
+    chosen += [(name, 0) for name in TRAINED_ONCE]
     studied = []
     for name, seed in tqdm(chosen, unit="model"):
         folder = SHIPPED if seed == 0 else grow(options.out, seed)
-        model = str(folder / ("tuned" if name == "all random" else name))
-        run = options.out / "runs" / f"{name.replace(' ', '-')}-{seed}"
-        fit_and_score(run, model, MODELS[name], scenes, targets)
+        run = options.out / "runs" / f"{name}-{seed}"
+        fit_and_score(run, str(folder / name), scenes, targets)
         studied.append(Studied(name, seed, run))
     scores = pd.concat(_scores(studied), ignore_index=True)
     scores.to_csv(options.out / "scores.csv", index=False)
@@ -106,17 +91,11 @@ def grow(out: Path, seed: int) -> Path:
     return models
 
 
-def fit_and_score(run: Path, model: str, fresh: Literal["none", "all"], scenes: Path, targets: Any) -> None:
+def fit_and_score(run: Path, model: str, scenes: Path, targets: list[Target]) -> None:
     """Fit exact probes to all layers, and score them by similarity and by the tasks of depth and seg."""
     here: dict[str, Any] = {"device": "cpu", "workers": 0}
-    settings = TrainSettings(
-        mllm=model, random_weights=fresh, targets=TARGETS, images=str(scenes / "train2017"), out=str(run), **here
-    )
-    models: dict[str, Any] = {
-        "mllm": MLLM.load(model, random_weights=fresh, device="cpu"),
-        "targets": targets,
-        "progress": False,
-    }
+    settings = TrainSettings(mllm=model, targets=TARGETS, images=str(scenes / "train2017"), out=str(run), **here)
+    models: dict[str, Any] = {"mllm": MLLM.load(model, device="cpu"), "targets": targets, "progress": False}
     images = str(scenes / "val2017")
     tasks = {
         "depth": TaskSettings(data=str(scenes / "da2k"), decode_batch_size=4, **here),  # in the processor's cache
