@@ -115,6 +115,9 @@ def read_facts(run: str | Path, evaluation: str) -> Facts:
         for name, part in parts.items():
             if not isinstance(part, dict):
                 raise TypeError(f"{name} holds no names")
+        for name in ("experts", "probes"):
+            if not isinstance(parts["plan"].get(name, {}), dict):
+                raise TypeError(f"{name} of its plan holds no names")
         known = {item.name for item in fields(Metric)}
         parts["metrics"] = {
             key: Metric(**{name: value for name, value in entry.items() if name in known})

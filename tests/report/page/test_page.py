@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from innervision.cli import main
@@ -269,6 +270,42 @@ def test_what_cannot_be_done_is_said_in_a_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
     assert not (tmp_path / "x.html").exists()
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "run.yaml": {"settings.probe": "x", "settings.mllm": "\x1b[31m\u202e<b>", "record.images": [1], "record.setup": 5},
+    "scores/depth.json": {
+        "plan.probes": "x",
+        "plan.experts": ["x"],
+        "images": {"a": 5},
+        "bad_images": ["x"],
+        "plan": 3,
+    },
+    "pictures/depth.json": {"images": [1], "classes": 5, "probes": ["x"]},
+    "train/bad_images.json": {"": 3},
+}
+"""By a file of a run what a stranger may have put in the place of a value."""
+
+
+@pytest.mark.parametrize(("file", "key"), [(file, key) for file, changes in ODD.items() for key in changes])
+def test_an_odd_run_becomes_a_page_or_an_error_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, key: str
+) -> None:
+    run = write_run(tmp_path / "a", pictures=True)
+    other = write_run(tmp_path / "b", mllm="another")
+    path = run / file
+    path.parent.mkdir(exist_ok=True)
+    content = yaml.safe_load(path.read_text()) if path.exists() else {}
+    *outer, last = key.split(".")
+    place = content[outer[0]] if outer else content
+    place[last] = ODD[file][key]
+    path.write_text(json.dumps(place[last] if not last else content))  # JSON is YAML, too
+    out = tmp_path / "study.html"
+    status = main(["report", str(run), str(other), "--out", str(out)])
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert (status, out.exists(), len(errors)) in [(0, True, 0), (1, False, 1)]
+    assert "\x1b" not in "".join(errors)
+    assert status or "\u202e" not in out.read_text()
 
 
 def test_more_than_seven_runs_are_refused(tmp_path: Path) -> None:

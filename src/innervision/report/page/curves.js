@@ -3,13 +3,19 @@
 const DASHES = { shuffled: "dot", blank: "1px,5px", mean: "dash", zero: "9px,3px,2px,3px,2px,3px", expert: "dashdot", plain: "longdash" };
 const CEILINGS = ["expert", "plain"];
 
+// Decoder layers stand at their numbers; what comes before them as far apart as its names need.
+function place(layer, depth) {
+  return layer < 1 ? 1 + (layer - 1) * Math.max(1, 0.1 * depth) : layer;
+}
+
 function layout(title, depth, vision) {
   const ink = style("--ink");
   const line = style("--line");
   const shaded = faded(style("--soft"), 0.13);
-  const lowest = vision ? -1.5 : -0.5;
+  const [tower, projector, first] = [-1, 0, 1].map((layer) => place(layer, depth));
+  const [before, between, after] = [tower - (projector - tower) / 2, (tower + projector) / 2, (projector + first) / 2];
   const step = [1, 2, 4, 8, 16, 32, 64].find((each) => depth <= 10 * each) || 128;
-  const ticks = [-1, 0, 1].filter((layer) => layer >= lowest && layer <= depth);
+  const ticks = [-1, 0, 1].filter((layer) => (layer >= 0 || vision) && layer <= depth);
   for (let layer = step; layer <= depth; layer += step) if (layer > 1) ticks.push(layer);
   return {
     margin: { l: 52, r: 12, t: 10, b: 42 },
@@ -21,15 +27,16 @@ function layout(title, depth, vision) {
     hoverlabel: { align: "left", bgcolor: style("--raised"), font: { color: ink } },
     xaxis: {
       title: { text: "decoder layer", standoff: 6 },
-      tickvals: ticks,
+      tickvals: ticks.map((layer) => place(layer, depth)),
+      tickangle: 0,
       ticktext: ticks.map((layer) => (layer === -1 ? "vision" : layer === 0 ? "0" : String(layer))),
-      range: [lowest - 0.1, depth + 0.5],
+      range: [vision ? before : between, depth + 0.5],
       gridcolor: line, zeroline: false, linecolor: line,
     },
     yaxis: { title: { text: wrapped(title, 30), standoff: 4, font: { size: 11 } }, gridcolor: line, zeroline: false, linecolor: line, automargin: true },
     shapes: [
-      { type: "rect", xref: "x", yref: "paper", x0: lowest, x1: -0.5, y0: 0, y1: 1, fillcolor: shaded, line: { width: 0 }, layer: "below", visible: vision },
-      { type: "rect", xref: "x", yref: "paper", x0: -0.5, x1: 0.5, y0: 0, y1: 1, fillcolor: faded(style("--soft"), 0.06), line: { width: 0 }, layer: "below" },
+      { type: "rect", xref: "x", yref: "paper", x0: before, x1: between, y0: 0, y1: 1, fillcolor: shaded, line: { width: 0 }, layer: "below", visible: vision },
+      { type: "rect", xref: "x", yref: "paper", x0: between, x1: after, y0: 0, y1: 1, fillcolor: faded(style("--soft"), 0.06), line: { width: 0 }, layer: "below" },
     ],
   };
 }
@@ -62,7 +69,7 @@ function probeTrace(line, run, label, better) {
     name: plain(label),
     line: { color: hue, width: 2 },
     marker: {
-      size: 8, symbol: shown.map((i) => DATA.runs[run].symbol + (line.clear && line.clear[i] ? "" : "-open")), color: hue, line: { color: hue, width: 1.5 },
+      symbol: shown.map((i) => DATA.runs[run].symbol + (line.clear && line.clear[i] ? "" : "-open")), color: hue, line: { color: hue, width: 1.5 },
     },
     error_y: {
       type: "data", symmetric: false, color: hue, thickness: 1.5, width: 3, visible: STATE.lines.has("intervals"),
@@ -115,8 +122,20 @@ function draw(plot, traces, how) {
   Plotly.react(plot, traces, how, { displayModeBar: false, responsive: true });
 }
 
-function drawCurve(plot, metric) {
+// Draws traces whose x are layers.
+function drawLayers(plot, traces, metric, title, yaxis = {}) {
   const layers = layersOf(metric);
+  const depth = Math.max(1, ...layers);
+  const how = layout(title, depth, layers.includes(-1));
+  const placed = traces.map((trace) => ({
+    ...trace,
+    x: trace.x.map((layer) => place(layer, depth)),
+    marker: { ...trace.marker, size: depth > 16 ? 5 : 8 },
+  }));
+  draw(plot, placed, { ...how, yaxis: { ...how.yaxis, ...yaxis } });
+}
+
+function drawCurve(plot, metric) {
   const traces = [];
   for (const run of STATE.runs) {
     const mine = metric.runs[run];
@@ -126,7 +145,7 @@ function drawCurve(plot, metric) {
     traces.push(probeTrace(mine.lines.probe, run, DATA.runs[run].label, () => ""));
   }
   const better = metric.higher ? "higher is better" : "lower is better";
-  draw(plot, traces, layout(`${metric.axis} (${better})`, Math.max(1, ...layers), layers.includes(-1)));
+  drawLayers(plot, traces, metric, `${metric.axis} (${better})`);
 }
 
 function startCurves() {
@@ -192,7 +211,6 @@ function startDifferences() {
 
 function drawDifference(plot, metric, reference) {
   const traces = [];
-  const layers = layersOf(metric);
   for (const run of STATE.runs) {
     const found = metric.differences.find(({ runs }) => runs[0] === run && runs[1] === reference);
     if (!found) continue;
@@ -201,9 +219,8 @@ function drawDifference(plot, metric, reference) {
     traces.push(probeTrace(found, run, `${DATA.runs[run].label} less ${DATA.runs[reference].label}`, differ));
     traces.at(-1).marker.symbol = DATA.runs[run].symbol;
   }
-  const how = layout(`difference (${metric.higher ? "above" : "below"} 0: better)`, Math.max(1, ...layers), layers.includes(-1));
-  how.yaxis = { ...how.yaxis, zeroline: true, zerolinecolor: style("--ink"), rangemode: "tozero" };
-  draw(plot, traces, how);
+  const title = `difference (${metric.higher ? "above" : "below"} 0: better)`;
+  drawLayers(plot, traces, metric, title, { zeroline: true, zerolinecolor: style("--ink"), rangemode: "tozero" });
 }
 
 function startSplits() {
@@ -248,8 +265,9 @@ function drawSplit(plot, metric, layer) {
   });
   const how = layout(metric.axis, 1, false);
   const label = (i) => wrapped(`${names[i].length > 40 ? `${names[i].slice(0, 39)}…` : names[i]} (${count(runs[i]).toLocaleString("en")})`, 18);
+  how.margin.t = names.length > 15 ? 60 : 10;
   how.height = 90 + Math.max(26, 10 * shown.length) * names.length;
-  how.xaxis = { ...how.xaxis, title: { text: wrapped(metric.axis) }, tickvals: undefined, ticktext: undefined, range: undefined };
+  how.xaxis = { ...how.xaxis, side: names.length > 15 ? "top" : "bottom", title: { text: wrapped(metric.axis) }, tickvals: undefined, ticktext: undefined, range: undefined };
   how.yaxis = { ...how.yaxis, title: undefined, automargin: true, tickvals: names.map((_, i) => i), ticktext: names.map((_, i) => label(i)), range: [names.length - 0.5, -0.5] };
   how.shapes = [];
   draw(plot, traces, how);

@@ -156,6 +156,8 @@ def _splits(study: Study, target: str, key: str) -> dict[str, Any] | None:
         return None
     last = max(int(rows["layer"].max()) for part in parts.values() for rows in part.values())
     some = len(parts) > MOST_GROUPS  # the rest stands in the Parquet file
+    if some:
+        parts = dict(sorted(parts.items(), key=lambda part: -_average(part[1])))
     return {
         "names": [*parts],
         "runs": [
@@ -166,6 +168,11 @@ def _splits(study: Study, target: str, key: str) -> dict[str, Any] | None:
             for part in parts.values()
         ],
     }
+
+
+def _average(part: dict[int, pd.DataFrame]) -> float:
+    """Give what the first run that has a part scores on average over its layers."""
+    return float(next(iter(part.values()))["mean"].mean())
 
 
 def _is_shown(layers: pd.Series, last: int) -> pd.Series:

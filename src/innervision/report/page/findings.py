@@ -194,7 +194,8 @@ def headline(study: Study, found: list[Finding]) -> str:
         metric, standing = first[0]
         score = standing.score
         averaged &= score.layer is pd.NA
-        floor = f"floor {metric.format(standing.floor[1])}, " if standing.floor else ""
+        floor = "" if metric.higher_is_better else "lower is better, "
+        floor += f"floor {metric.format(standing.floor[1])}, " if standing.floor else ""
         numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
         parts.append(f"{numbers} for {target} ({floor}n = {score.images:,})")
     where = "on average over the decoder layers" if averaged else "from the decoder layers"
