@@ -66,6 +66,10 @@ class Train:
 
     resume: bool = False
     """Resume the run that --out holds."""
+    dry_run: bool = False
+    """Say what the run would take, from configurations alone, and do nothing."""
+    tflops: float | None = None
+    """With --dry-run: operations that a device does in a second, in 10¹², to say how long the run would take."""
     trust_remote_code: bool = False
     """Run model code that comes with the MLLM's checkpoint. Only for sources that you trust."""
 
@@ -74,6 +78,12 @@ def train(call: Train, settings: TrainSettings) -> None:
     """Train probes for all targets on all layers of an MLLM."""
     from innervision.engine.run import RunFolder
 
+    require(call.dry_run or call.tflops is None, "--tflops goes with --dry-run")
+    if call.dry_run:
+        from innervision.engine.dry_run import dry_run
+
+        show(dry_run(settings, call.tflops, trust_remote_code=call.trust_remote_code))
+        return
     tell(f"loading {settings.mllm} and the experts {settings.targets}")
     from innervision.engine.fit import fit
 
