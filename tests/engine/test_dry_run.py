@@ -161,9 +161,9 @@ def test_what_is_not_known_is_said(settings: TrainSettings, changes: dict, tflop
 
 
 def test_an_mllm_that_needs_values_is_said(settings: TrainSettings, tmp_path: Path) -> None:
-    save_tiny("qwen2_vl", tmp_path / "qwen2_vl")
-    with pytest.raises(InnerVisionError, match=r"qwen2_vl cannot be run without values .*: a dry run is not known for"):
-        dry_run(replace(settings, mllm=str(tmp_path / "qwen2_vl")))
+    save_tiny("idefics3", tmp_path / "idefics3")
+    with pytest.raises(InnerVisionError, match=r"idefics3 cannot be run without values .*: a dry run is not known for"):
+        dry_run(replace(settings, mllm=str(tmp_path / "idefics3")))
 
 
 def test_speed_goes_with_a_dry_run(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:
