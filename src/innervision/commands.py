@@ -92,6 +92,10 @@ class Train:
 
     resume: bool = False
     """Resume the run that --out holds."""
+    dry_run: bool = False
+    """Say what the run would take, from configurations alone, and do nothing."""
+    tflops: float | None = None
+    """With --dry-run: operations that a device does in a second, in 10¹², to say how long the run would take."""
     trust_remote_code: bool = False
     """Run model code that comes with the MLLM's checkpoint. Only for sources that you trust."""
 
@@ -100,9 +104,15 @@ def train(call: Train, settings: TrainSettings) -> None:
     """Train probes for all targets on all layers of an MLLM."""
     from innervision.engine.run import RunFolder
 
+    require(call.dry_run or call.tflops is None, "--tflops goes with --dry-run")
     parse_targets(settings.targets)  # what is wrong is told before torch is imported, which takes seconds
     require_offered("probes", settings.probe.kind)
     _require_path(settings.images)
+    if call.dry_run:
+        from innervision.engine.dry_run import dry_run
+
+        show(dry_run(settings, call.tflops, trust_remote_code=call.trust_remote_code))
+        return
     tell(f"loading {settings.mllm} and the experts {settings.targets}")
     from innervision.engine.fit import fit
 

@@ -33,6 +33,8 @@ class Checkpoint:
     """A Hub id, the path of a folder, or `world/NAME`, a model of the package."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; once the configuration is read, the commit where the Hub tells it."""
+    weights: bool = True
+    """Whether weights are read; without them models are made on the device "meta"."""
 
     def __post_init__(self) -> None:
         self.source = locate(self.expert)
@@ -55,12 +57,16 @@ class Checkpoint:
     def load_model(
         self, model_class: Any, config: PreTrainedConfig, *, subfolder: str = ""
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Load a model in float32 on the CPU.
+        """Load a model in float32 on the CPU, or without weights on "meta".
 
         Returns:
             The model, and those of its parameters and buffers that the checkpoint does not hold (or holds in
             another shape) by name: their values are random, see `Target.check_weights`.
         """
+        if not self.weights:
+            with self._loading(), torch.device("meta"):
+                make = model_class.from_config if hasattr(model_class, "from_config") else model_class._from_config
+                return make(config, dtype=torch.float32), {}
         settings = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
         build = getattr(model_class, "from_config", model_class)
         check_size(lambda: build(config), Path(self.source) / subfolder, self.expert)

@@ -24,10 +24,10 @@ from innervision.terminal import tell
 
 Result = TypeVar("Result")
 
-PULSE, STALLED = 2.0, 25.0
+PULSE, STALLED = 2.0, 20.0
 """Seconds between two signs of life of a process, and without one after which it is taken to be gone."""
 
-GRACE = 15.0
+GRACE = 10.0
 """Seconds in which a process that does something else is to come to know that another has failed; then it is ended."""
 
 ARRIVAL = 300.0

@@ -86,7 +86,8 @@ class MLLM:
             name: a Hub id, the path of a folder that `save_pretrained` wrote, or `world/NAME`, a model of the package.
             revision: branch, tag or commit on the Hub.
             dtype: of the weights; by default bfloat16 on an accelerator, float32 on a CPU.
-            device: by default the accelerator, where there is one.
+            device: by default the accelerator, where there is one; on "meta" no weights are read, and nothing can be
+                computed.
             quantization: load the linear layers in 4 or 8 bits (needs bitsandbytes).
             random_weights: a control. "llm" gives the LLM fresh weights and keeps the vision tower and the projector;
                 "all" gives the whole model fresh weights and reads no checkpoint, only its configuration.
@@ -125,7 +126,12 @@ class MLLM:
                 if isinstance(processor, PreTrainedTokenizerBase):
                     raise ValueError("it has no processor that takes images, only a tokenizer")
             InputBuilder(processor, config, name=name).try_out(SAMPLE_PROMPT)
-            if random_weights == "all":
+            if device.type == "meta":
+                with device:
+                    model = AutoModelForImageTextToText.from_config(
+                        config, dtype=dtype, trust_remote_code=trust_remote_code
+                    )
+            elif random_weights == "all":
                 with fixed_seed(seed):
                     model = AutoModelForImageTextToText.from_config(
                         config, dtype=dtype, trust_remote_code=trust_remote_code
@@ -148,6 +154,8 @@ class MLLM:
         if random_weights != "none":
             revision = f"{revision or ''} random {random_weights}, seed {seed}".lstrip()
         mllm = cls(model, processor, name=name, revision=revision)
+        if device.type == "meta":
+            return mllm
         with loading("MLLM", name):  # what fails for every image fails here
             sample = mllm.prepare([Image.new("RGB", (224, 224), (120, 120, 120))], SAMPLE_PROMPT)
             mllm.visit(sample, lambda *_: None, [0])

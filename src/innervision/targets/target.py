@@ -185,7 +185,7 @@ class Target(nn.Module, ABC):
             expert: a Hub id or the path of a folder; None is the default expert.
             name: of the target; by default its kind.
             revision: branch, tag or commit on the Hub.
-            device: by default the accelerator, where there is one.
+            device: by default the accelerator, where there is one; on "meta" no weights are read.
             dtype: of the matrix work, by default float32. The weights are float32.
             size: squash images to size × size pixels instead of the target's own size.
             head: load what `decode` needs as well.
@@ -197,7 +197,7 @@ class Target(nn.Module, ABC):
         expert = expert or cls.default_expert
         if expert is None:
             raise InnerVisionError(f"{cls.kind} has no default expert; name one: {cls.kind}=ID_OR_PATH")
-        checkpoint = Checkpoint(expert, revision)
+        checkpoint = Checkpoint(expert, revision, weights=device is None or torch.device(device).type != "meta")
         parts = cls.read(checkpoint, size)
         if head and parts.head is None:
             raise InnerVisionError(f"{cls.kind} has no head: its features cannot be decoded")

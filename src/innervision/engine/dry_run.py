@@ -1,0 +1,139 @@
+"""innervision train … --dry-run: what a run would take, before anything is loaded."""
+
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+
+from innervision.config import VISION, TrainSettings, parse_layers
+from innervision.data import find_images
+from innervision.engine.estimate import Estimate, estimate
+from innervision.engine.memory import in_units
+from innervision.engine.solver import FRACTIONS
+from innervision.engine.steps import count_images, plan_steps
+from innervision.errors import require
+from innervision.mllm import MLLM
+from innervision.original.protocol import PROTOCOLS
+from innervision.probes import ProbeBank
+from innervision.registry import find
+from innervision.targets import load_targets
+
+CARDS = (24, 48, 80, 141)
+"""Memory of common accelerators in GB, of which a tenth is left free."""
+
+SIDES = (640, 480)
+"""Width and height of the image that stands for all, as most of COCO's are."""
+
+
+@dataclass
+class _Source:
+    """An MLLM as a bank of probes sees it, of which only the configuration is known."""
+
+    name: str
+    revision: str | None
+    num_layers: int
+    widths: dict[int, int]
+
+    def width(self, layer: int) -> int:
+        return self.widths[min(layer, 0)]
+
+
+def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remote_code: bool = False) -> str:
+    """Say what a run would take in each process, as a table.
+
+    Args:
+        settings: of the run.
+        tflops: operations that a device does in a second, in 10¹².
+        trust_remote_code: run model code that comes with the MLLM's checkpoint.
+
+    Raises:
+        InnerVisionError: a configuration or the images cannot be had, or nothing is known of such a run.
+    """
+    require(settings.quantization is None, "a dry run does not know quantized models: leave out quantization")
+    require(tflops is None or tflops > 0, f"tflops must be above 0, not {tflops}")
+    images = find_images(settings.images)
+    number = len(images) if settings.limit is None else min(len(images), settings.limit)
+    on_cpu = settings.device == "cpu"
+    dtype = getattr(torch, settings.dtype or ("float32" if on_cpu else "bfloat16"))
+    mllm = MLLM.load(
+        settings.mllm,
+        revision=settings.revision,
+        dtype=dtype,
+        device="meta",
+        template=settings.template,
+        trust_remote_code=trust_remote_code,
+    )
+    targets = load_targets(settings.targets, device="meta")
+    source = _source(mllm)
+    layers = parse_layers(settings.layers, mllm.num_layers, VISION in source.widths)
+    with torch.device("meta"):
+        banks = {target.name: ProbeBank.for_models(source, target, layers, settings.probe) for target in targets}
+    batch = min(settings.micro_batch_size, number)
+    inputs = PROTOCOLS[settings.protocol].inputs(mllm.builder, settings.prompt, "train")(
+        [PIL.Image.new("RGB", SIDES, (128, 128, 128))] * batch
+    )
+    found = estimate(mllm, targets, banks, inputs, torch.float64 if on_cpu else torch.float32, len(FRACTIONS))
+    exact = find("probes", settings.probe.kind).exact
+    epochs = 1 if exact else settings.epochs
+    steps = plan_steps(
+        number,
+        epochs=epochs,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        milestones=count_images(FRACTIONS, number) if exact else [],
+    )
+    lines = [
+        *_memory(found, batch, exact),
+        "",
+        f"{number:,} images, {settings.batch_size} a step of all processes: {len(steps):,} steps in {epochs} epochs",
+        *_operations(found, number * epochs, tflops),
+        f"on disk: {in_units(found.probes, 'B')} of probes, and {in_units(found.state, 'B')} to resume while it works",
+    ]
+    return "\n".join(lines)
+
+
+def _source(mllm: MLLM) -> _Source:
+    """Say what the configuration tells of the layers."""
+    config = mllm.model.config
+    widths = {0: config.get_text_config(decoder=True).hidden_size}
+    vision = getattr(config, "vision_config", None)
+    if isinstance(width := getattr(vision, "hidden_size", None), int):
+        widths[VISION] = width
+    return _Source(mllm.name, mllm.revision, mllm.num_layers, widths)
+
+
+def _memory(found: Estimate, batch: int, exact: bool) -> list[str]:
+    rows = {
+        **{f"weights: {name}": size for name, size in found.weights.items()},
+        "probes": found.probes,
+        "their sums" if exact else "their gradients and AdamW's state": found.fitting,
+        f"pixels and features of {batch} images": found.kept,
+    }
+    largest = max(found.activations, key=found.activations.__getitem__)
+    rows |= {f"activations, at most: {largest}": found.activations[largest], "together": found.total}
+    biggest = max((name for name in rows if name != "together"), key=rows.__getitem__)
+    width = max(map(len, rows))
+    fixed, per_image = found.total - found.per_batch, found.per_batch / batch
+    fits = {card: _power_of_two((0.9e9 * card - fixed) / per_image) for card in CARDS}
+    return [
+        "memory of each process",
+        *(f"  {name:<{width}}  {in_units(size, 'B'):>9}" for name, size in rows.items()),
+        f"the largest part: {biggest}",
+        "micro_batch_size that fits: " + ", ".join(f"{size or 'none'} in {card} GB" for card, size in fits.items()),
+    ]
+
+
+def _operations(found: Estimate, images: int, tflops: float | None) -> list[str]:
+    total = sum(found.operations.values())
+    parts = ", ".join(f"{name} {in_units(each, 'FLOP')}" for name, each in found.operations.items())
+    lines = [f"operations for an image: {in_units(total, 'FLOP')} ({parts})"]
+    if tflops is not None:
+        hours = images * total / (tflops * 1e12) / 3600
+        lines.append(f"at {tflops:g} TFLOP/s: {hours:.3g} hours of one device, shared out over all processes")
+    return lines
+
+
+def _power_of_two(number: float) -> int:
+    """Give the largest power of two that is not above a number; 0 for less than one."""
+    return 1 << (int(number).bit_length() - 1) if number >= 1 else 0

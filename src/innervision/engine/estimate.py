@@ -1,0 +1,179 @@
+"""What a training will take, from configurations alone: no weight is read, nothing is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from innervision.engine.live_memory import Cost, find_cost
+from innervision.errors import InnerVisionError, first_line
+from innervision.mllm import MLLM, Inputs
+from innervision.probes import ProbeBank
+from innervision.probes.moments import FeatureMoments, StateMoments
+from innervision.probes.ridge import Ridge
+from innervision.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one process takes. Everything in bytes or operations."""
+
+    weights: dict[str, int]
+    """Of the MLLM and of each expert."""
+    probes: int
+    """Weights of all probes."""
+    fitting: int
+    """Sums of exact probes; or the gradients of trained ones, and AdamW's two moments."""
+    state: int
+    """Of the file for --resume."""
+    kept: int
+    """Of a micro-batch, as long as it is at work: pixels and the experts' features."""
+    activations: dict[str, int]
+    """Of a micro-batch, in each part; the parts work one after the other."""
+    operations: dict[str, int]
+    """For one image: of the MLLM, the experts and the probes."""
+
+    @property
+    def total(self) -> int:
+        """The most that is there at once."""
+        return sum(self.weights.values()) + self.probes + self.fitting + self.per_batch
+
+    @property
+    def per_batch(self) -> int:
+        """What grows with the micro-batch."""
+        return self.kept + max(self.activations.values())
+
+
+@torch.no_grad()
+def estimate(
+    mllm: MLLM,
+    targets: Sequence[Target],
+    banks: Mapping[str, ProbeBank],
+    inputs: Inputs,
+    sum_dtype: torch.dtype,
+    milestones: int = 0,
+) -> Estimate:
+    """Find out what fitting takes. What experts and probes make on the way is taken to be in float32.
+
+    Args:
+        mllm: on the device "meta".
+        targets: the experts, on the device "meta".
+        banks: of the targets, on the device "meta".
+        inputs: of a micro-batch of images.
+        sum_dtype: of the sums of exact probes.
+        milestones: how often solutions of exact probes are kept.
+
+    Raises:
+        InnerVisionError: a part cannot be run without values.
+    """
+    batch, tokens = inputs.mask.shape
+    widths = next(iter(banks.values())).info.widths
+    activations: dict[str, Cost] = dict(zip(("vision tower", "LLM"), _mllm_costs(mllm, inputs), strict=True))
+    experts: dict[str, Cost] = {}
+    kept = sum(_bytes(value) for value in inputs.tensors.values() if isinstance(value, Tensor))
+    for target in targets:
+        pixels = torch.empty(batch, 3, target.preparer.height, target.preparer.width, device="meta")
+        experts[target.name] = find_cost(partial(target.encode_pixels, pixels))
+        kept += _bytes(pixels) + 4 * batch * target.num_tokens * target.width
+    activations |= experts
+    states = 4 * batch * tokens * max(widths.values())
+    probes = sum(_module_bytes(bank) for bank in banks.values())
+    exact = all(isinstance(probe, Ridge) for bank in banks.values() for probe in bank.probes.values())
+    if exact:
+        fitting, kept_maps, operations, work = _sums(banks, batch, tokens, sum_dtype)
+        state = fitting + milestones * kept_maps
+    else:
+        fitting, (work, operations) = 3 * probes, _gradients(banks, inputs)
+        state = fitting  # the weights and two moments, without gradients
+    activations["probes"] = Cost(work + states, operations * batch)
+    return Estimate(
+        weights={"MLLM": _module_bytes(mllm.model), **{target.name: _module_bytes(target) for target in targets}},
+        probes=probes,
+        fitting=fitting,
+        state=state,
+        kept=kept,
+        activations={name: cost.memory for name, cost in activations.items()},
+        operations={
+            "MLLM": (activations["vision tower"].operations + activations["LLM"].operations) // batch,
+            "experts": sum(cost.operations for cost in experts.values()) // batch,
+            "probes": operations,
+        },
+    )
+
+
+def _mllm_costs(mllm: MLLM, inputs: Inputs) -> tuple[Cost, Cost]:
+    """Run the vision tower with the projector, and then the decoder, without the checks between, which need values."""
+    model, device = mllm.model, torch.device("meta")
+    given = {
+        name: value.to(device, mllm.dtype) if value.is_floating_point() else value  # sizes of grids are needed
+        for name, value in inputs.tensors.items()
+        if isinstance(value, Tensor) and ("pixel" in name or "image" in name)
+    }
+    batch, tokens = inputs.mask.shape
+    width = mllm.model.config.get_text_config(decoder=True).hidden_size
+    states = torch.empty(batch, tokens, width, dtype=mllm.dtype, device=device)
+    every = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device=device)
+    try:
+        tower = find_cost(lambda: model.get_image_features(**given))
+        llm = find_cost(lambda: mllm.decoder.module(inputs_embeds=states, attention_mask=every, use_cache=False))
+    except Exception as error:  # a model can raise anything
+        raise InnerVisionError(
+            f"{mllm.name} cannot be run without values ({type(error).__name__}: {first_line(error)}): a dry run is not "
+            "known for it"
+        ) from error
+    return tower, llm
+
+
+def _sums(banks: Mapping[str, ProbeBank], batch: int, tokens: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """Give bytes of the sums and of solutions, operations for an image, and bytes of the work on one layer."""
+    size = solutions = operations = work = 0
+    by_cells: dict[int, dict[str, int]] = {}
+    for name, bank in banks.items():
+        probe = next(iter(bank.probes.values()))
+        assert isinstance(probe, Ridge)
+        width = bank.info.num_tokens * bank.info.width // probe.num_cells
+        by_cells.setdefault(probe.num_cells, {})[name] = width
+        size += _module_bytes(FeatureMoments(probe.num_cells, width, dtype))
+    for width in next(iter(banks.values())).info.widths.values():
+        for cells, targets in by_cells.items():
+            moments = StateMoments(cells, width, targets, dtype)
+            size += _module_bytes(moments)
+            solutions += moments.solution_bytes()
+            operations += moments.operations() + (2 * cells * tokens * width if cells > 1 else 0)
+            interpolated = batch * cells * (16 * tokens if cells > 1 else 0)  # weights, areas and what is inside
+            read = batch * cells * width * (4 + 3 * dtype.itemsize)  # as read, less the pivot, and of each part
+            features = batch * cells * sum(targets.values()) * 2 * dtype.itemsize
+            work = max(work, max(interpolated, read + features) + 4 * batch * tokens * width)
+    return size, solutions, operations, work
+
+
+def _gradients(banks: Mapping[str, ProbeBank], inputs: Inputs) -> Cost:
+    """Give bytes of the work on the largest probe, and operations for one image of all of them."""
+    batch, tokens = inputs.mask.shape
+    mask = torch.ones(batch, tokens, dtype=torch.bool, device="meta")
+    places = torch.empty(batch, tokens, 4, device="meta")
+    memory = operations = 0
+    for bank in banks.values():
+        for layer, width in bank.info.widths.items():
+            states = torch.empty(batch, tokens, width, device="meta")
+
+            def learn(bank: ProbeBank = bank, layer: int = layer, states: Tensor = states) -> None:
+                with torch.enable_grad():
+                    prediction = bank(layer, states, mask, places)
+                    F.smooth_l1_loss(prediction, torch.empty_like(prediction)).backward()
+
+            cost = find_cost(learn)
+            gradients = _module_bytes(bank.probes[str(layer)])  # counted with those of all probes
+            memory, operations = max(memory, cost.memory - gradients), operations + cost.operations // batch
+    return Cost(memory, operations)
+
+
+def _module_bytes(module: nn.Module) -> int:
+    return sum(_bytes(each) for each in (*module.parameters(), *module.buffers()))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
