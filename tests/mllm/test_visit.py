@@ -12,7 +12,8 @@ from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM, Inputs
 from innervision.mllm.architecture import find_decoder
 from innervision.mllm.inputs import share_out
-from innervision.mllm.vision import channels_last, handed_over, split_by_image
+from innervision.mllm.shares import split_by_image
+from innervision.mllm.vision import channels_last, handed_over
 from innervision.mllm.walk import Walk
 from tiny_mllms import FAMILIES, WITHOUT_VISION_LAYER, gemma3n_text
 
