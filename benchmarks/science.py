@@ -48,19 +48,21 @@ STAGES: dict[str, tuple[str, Literal["none", "all"]]] = {
 """Name -> model, and what of it gets fresh weights (a seed of its own for each run's seed)."""
 RESAMPLER = ProbeSettings(kind="resampler", positions=True)
 ADDED_TO_RIDGE = ProbeSettings(kind=ADDED)
+ADDED_FROM_ZERO = ProbeSettings(kind=ADDED, options={"scale": 0.0})
 PROBES: dict[str, dict[str, Any]] = {
     "ridge": {},
-    "resampler, 12 epochs": {"probe": RESAMPLER, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
-    "ridge + resampler, 12 epochs": {"probe": ADDED_TO_RIDGE, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
+    "resampler, 12 epochs, 1e-3": {"probe": RESAMPLER, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
     "resampler, 12 epochs, 3e-3": {"probe": RESAMPLER, "epochs": 12, "lr": 3e-3, "warmup": 0.1},
     "ridge + resampler, 12 epochs, 3e-3": {"probe": ADDED_TO_RIDGE, "epochs": 12, "lr": 3e-3, "warmup": 0.1},
+    "ridge + resampler from 0, 12 epochs, 1e-3": {"probe": ADDED_FROM_ZERO, "epochs": 12, "lr": 1e-3, "warmup": 0.1},
     "resampler, 4 epochs, 1e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 1e-3, "warmup": 0.1},
-    "resampler, 4 epochs, 3e-3": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3, "warmup": 0.1},
     "resampler, 4 epochs, 3e-3, 3% warm-up": {"probe": RESAMPLER, "epochs": 4, "lr": 3e-3},
 }
 """Kind of probe -> its settings."""
-RIDGE, TRAINED = list(PROBES)[:2]
-ON_ALL = (RIDGE, TRAINED)
+BASES = list(PROBES)[:3]
+"""Kinds that others are compared with."""
+RIDGE, *_ = BASES
+ON_ALL = BASES[:2]
 """Kinds that are fitted to all stages; the others to the first alone."""
 WITH_TASKS = list(PROBES)[:5]
 """Kinds that are scored by tasks, too; the others by similarity alone."""
@@ -172,7 +174,7 @@ def summarize(runs: Runs) -> pd.DataFrame:
 
 
 def compare(runs: Runs) -> pd.DataFrame:
-    """Compare each stage with the one below it; and with `RIDGE` and `TRAINED` other kinds of probe of the same stage.
+    """Compare each stage with the one below it; and with `BASES` other kinds of probe of the same stage.
 
     One row per probe, target, metric, layer and comparison. `probe` is the kind of probe of which stages are compared,
     or the stage of which probes are compared. Within a seed both are scored on the same images, so the interval (95%)
@@ -186,8 +188,8 @@ def compare(runs: Runs) -> pd.DataFrame:
         if probe in ON_ALL:
             others = runs.get((probe, below[stage], seed)) or [_mean_in_every_layer(table) for table in tables]
             compared.append((f"{stage} - {below[stage]}", probe, seed, tables, others))
-        for base in (RIDGE, TRAINED):
-            if probe not in (RIDGE, base):
+        for base in BASES:
+            if probe not in (RIDGE, base) and (base, stage, seed) in runs:
                 compared.append((f"{probe} - {base}", stage, seed, tables, runs[base, stage, seed]))
     parts = []
     for comparison, probe, seed, tables, others in compared:

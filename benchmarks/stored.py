@@ -33,14 +33,16 @@ class AddedToRidge(Probe):
 
     reads_places = True
 
-    def __init__(self, width_in: int, num_queries: int, width_out: int, settings: ProbeSettings) -> None:
-        """Make a probe whose prediction is the ridge's until the resampler is trained. See `Probe`."""
+    def __init__(
+        self, width_in: int, num_queries: int, width_out: int, settings: ProbeSettings, *, scale: float = 1.0
+    ) -> None:
+        """Make a probe; `scale` is the size of what the resampler adds before it is trained. See `Probe`."""
         super().__init__()
         self.ridge = Ridge(width_in, num_queries, width_out, settings)
         self.resampler = Resampler(
             width_in, num_queries, width_out, replace(settings, kind="resampler", positions=True)
         )
-        nn.init.zeros_(self.resampler.norm_out.weight)
+        nn.init.constant_(self.resampler.norm_out.weight, scale)
 
     def forward(self, states: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         """Predict the target's features. See `Probe.forward`."""
