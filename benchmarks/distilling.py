@@ -60,10 +60,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of tuned and distilled")
     parser.add_argument("--train", type=int, default=500, help="scenes for the probes")
     parser.add_argument("--val", type=int, default=80, help="held-out scenes")
+    parser.add_argument(
+        "--pairs", type=int, default=240, help="scenes of a further world, for the pairs of depth alone"
+    )
     options = parser.parse_args()
 
     scenes = options.out / "scenes"
     write_scenes(scenes, options.train, options.val)
+    pairs = options.out / "pairs"
+    write_scenes(pairs, 0, options.pairs, seed=1)
     targets = load_targets(TARGETS.split(","), device="cpu", head=True)
     chosen = [(name, seed) for seed in range(options.seeds) for name in TRAINED_OFTEN]
     chosen += [(name, 0) for name in TRAINED_ONCE]
@@ -71,7 +76,7 @@ def main() -> None:
     for name, seed in tqdm(chosen, unit="model"):
         folder = SHIPPED if seed == 0 else grow(options.out, seed)
         run = options.out / "runs" / f"{name}-{seed}"
-        fit_and_score(run, str(folder / name), scenes, targets)
+        fit_and_score(run, str(folder / name), scenes, pairs, targets)
         studied.append(Studied(name, seed, run))
     scores = pd.concat(_scores(studied), ignore_index=True)
     scores.to_csv(options.out / "scores.csv", index=False)
@@ -91,14 +96,14 @@ def grow(out: Path, seed: int) -> Path:
     return models
 
 
-def fit_and_score(run: Path, model: str, scenes: Path, targets: list[Target]) -> None:
+def fit_and_score(run: Path, model: str, scenes: Path, pairs: Path, targets: list[Target]) -> None:
     """Fit exact probes to all layers, and score them by similarity and by the tasks of depth and seg."""
     here: dict[str, Any] = {"device": "cpu", "workers": 0}
     settings = TrainSettings(mllm=model, targets=TARGETS, images=str(scenes / "train2017"), out=str(run), **here)
     models: dict[str, Any] = {"mllm": MLLM.load(model, device="cpu"), "targets": targets, "progress": False}
     images = str(scenes / "val2017")
     tasks = {
-        "depth": TaskSettings(data=str(scenes / "da2k"), decode_batch_size=4, **here),  # in the processor's cache
+        "depth": TaskSettings(data=str(pairs / "da2k"), decode_batch_size=4, **here),  # in the processor's cache
         "seg": TaskSettings(data=str(scenes), **here),
     }
     fit(settings, resume=RunFolder(run).yaml.exists(), **models)
