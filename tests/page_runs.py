@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-HOSTILE = "<script>document.title = 'hit'</script>\"'</script>&lt;b&gt;"
+HOSTILE = "<b>b</b><script>document.title = 'hit'</script>\"'</script /x>&lt;"
 IMAGES = [f"images/{kind}/{number}.jpg" for number, kind in enumerate(["indoor", "outdoor"] * 6)]
 EASE = np.linspace(-0.1, 0.1, len(IMAGES))
 """What makes an image easy for all sources."""

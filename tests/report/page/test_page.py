@@ -177,14 +177,14 @@ def test_a_hostile_name_stays_text(browser: Any, page: Path, study: Path) -> Non
     for details in browser.find_elements("css selector", "details > summary"):
         if details.is_displayed():
             details.click()
-    assert browser.title.startswith("What <script>")
+    assert browser.title.startswith("What <b>b</b><script>")
     assert HOSTILE in browser.find_element("tag name", "h1").text
     assert HOSTILE in browser.find_element("css selector", "#run-toggles label").text
     assert HOSTILE in browser.find_element("css selector", "#table-target").text
     plotted = browser.execute_script(
         "return [...document.querySelectorAll('#splits text')].map((text) => text.textContent)"
     )
-    assert any("<script>" in text for text in plotted)
+    assert any("<b>b</b><script>" in text for text in plotted)
     assert len(browser.find_elements("tag name", "script")) == 3
     assert browser.find_elements("css selector", "main b, svg script") == []
     show(browser, study)
