@@ -295,6 +295,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
         workers=settings.workers,
         pin_memory=plan.session.mllm.device.type == "cuda",
     )
+    writing = plan.log.open(learner.step) if plan.log else nullcontext()
     bar = tqdm(
         total=sum(step.size for step in plan.steps),
         initial=sum(step.size for step in plan.steps[: learner.step]),
@@ -303,7 +304,6 @@ def _loop(plan: _Plan, progress: bool) -> None:
         disable=not progress or not plan.leads,
         dynamic_ncols=True,
     )
-    writing = plan.log.open(learner.step) if plan.log else nullcontext()
     saved = time.monotonic()
     with bar, writing as log, stop_signals("after this step") as stop, loading as loader:
         rank.spread(stop)
