@@ -82,11 +82,16 @@ def test_stored_layers_are_those_of_the_walk(
 def test_the_added_resampler_learns_and_the_ridge_stays(
     tmp_path: Path, settings: TrainSettings, stored: Stored, ridge: RunFolder
 ) -> None:
-    """Before it has learnt, the sum is the ridge's prediction; its file opens where the kind is offered."""
+    """From scale 0 the sum begins as the ridge's prediction; its file opens where the kind is offered."""
     solved = ProbeBank.load(ridge.probes("gen"))
     errors = {}
     for name, lr in (("start", 1e-12), ("learnt", 3e-3)):
-        how = {"out": str(tmp_path / name), "probe": ProbeSettings(kind=ADDED), "epochs": 40, "lr": lr}
+        how = {
+            "out": str(tmp_path / name),
+            "probe": ProbeSettings(kind=ADDED, options={"scale": 0.0}),
+            "epochs": 40,
+            "lr": lr,
+        }
         with offer_added():
             train(stored, replace(settings, **how), ridge)
             bank = ProbeBank.load(RunFolder(tmp_path / name).probes("gen"))
