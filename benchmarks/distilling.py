@@ -2,8 +2,8 @@
 
 python -m benchmarks.distilling --out runs/distilling
 
-Fits exact probes to all layers of `tuned` and `distilled`, of every seed of their own training, and of `untrained`, and
-scores them on held-out scenes. Seed 0 are the models of the package; those of further seeds are grown here, behind the
+Fits exact probes to all layers of `tuned` and `distilled`, of every seed of their own training, and scores
+them on held-out scenes. Seed 0 are the models of the package; those of further seeds are grown here, behind the
 same vision tower, in 15 minutes of one core each. Writes scores.csv, comparisons.csv and distilling.png to OUT, and
 prints by how much `distilled` lies above `tuned`. It can be stopped; another call resumes it.
 """
@@ -32,9 +32,7 @@ from innervision.report.files import evaluations_of
 from innervision.report.tables import tabulate
 from innervision.world.dataset import write_scenes
 
-TRAINED_OFTEN = ("distilled", "tuned")
-"""The models of which every seed is a training of its own."""
-TRAINED_ONCE = ("untrained",)
+MODELS = ("distilled", "tuned")
 TARGETS = "depth=world/depth,seg=world/seg,gen=world/gen"
 METRICS = {
     "centred_cosine": "centred cosine",
@@ -42,7 +40,7 @@ METRICS = {
     "miou": "mIoU",
 }
 """Of similarity, and of the tasks depth and seg."""
-COLOURS = {"distilled": "#009E73", "tuned": "#D55E00", "untrained": "#0072B2"}
+COLOURS = {"distilled": "#009E73", "tuned": "#D55E00"}
 
 
 class Studied(NamedTuple):
@@ -60,23 +58,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of tuned and distilled")
     parser.add_argument("--train", type=int, default=500, help="scenes for the probes")
     parser.add_argument("--val", type=int, default=80, help="held-out scenes")
-    parser.add_argument(
-        "--pairs", type=int, default=240, help="scenes of a further world, for the pairs of depth alone"
-    )
     options = parser.parse_args()
 
     scenes = options.out / "scenes"
     write_scenes(scenes, options.train, options.val)
-    pairs = options.out / "pairs"
-    write_scenes(pairs, 0, options.pairs, seed=1)
     targets = load_targets(TARGETS.split(","), device="cpu", head=True)
-    chosen = [(name, seed) for seed in range(options.seeds) for name in TRAINED_OFTEN]
-    chosen += [(name, 0) for name in TRAINED_ONCE]
+    chosen = [(name, seed) for seed in range(options.seeds) for name in MODELS]
     studied = []
     for name, seed in tqdm(chosen, unit="model"):
         folder = SHIPPED if seed == 0 else grow(options.out, seed)
         run = options.out / "runs" / f"{name}-{seed}"
-        fit_and_score(run, str(folder / name), scenes, pairs, targets)
+        fit_and_score(run, str(folder / name), scenes, targets)
         studied.append(Studied(name, seed, run))
     scores = pd.concat(_scores(studied), ignore_index=True)
     scores.to_csv(options.out / "scores.csv", index=False)
@@ -89,21 +81,21 @@ def main() -> None:
 def grow(out: Path, seed: int) -> Path:
     """Give the folder of `tuned` and `distilled` of a seed, which are grown there behind the package's vision tower."""
     models = out / "models" / f"seed-{seed}"
-    if not all((models / name).is_dir() for name in TRAINED_OFTEN):
+    if not all((models / name).is_dir() for name in MODELS):
         models.mkdir(parents=True, exist_ok=True)
         lessons = load_scenes(out / "models/.scenes", "train", SCENES)
         train(models, lessons, seed, experts=SHIPPED, tower=SHIPPED / "untrained/model.safetensors")
     return models
 
 
-def fit_and_score(run: Path, model: str, scenes: Path, pairs: Path, targets: list[Target]) -> None:
+def fit_and_score(run: Path, model: str, scenes: Path, targets: list[Target]) -> None:
     """Fit exact probes to all layers, and score them by similarity and by the tasks of depth and seg."""
     here: dict[str, Any] = {"device": "cpu", "workers": 0}
     settings = TrainSettings(mllm=model, targets=TARGETS, images=str(scenes / "train2017"), out=str(run), **here)
     models: dict[str, Any] = {"mllm": MLLM.load(model, device="cpu"), "targets": targets, "progress": False}
     images = str(scenes / "val2017")
     tasks = {
-        "depth": TaskSettings(data=str(pairs / "da2k"), decode_batch_size=4, **here),  # in the processor's cache
+        "depth": TaskSettings(data=str(scenes / "da2k"), decode_batch_size=4, **here),  # in the processor's cache
         "seg": TaskSettings(data=str(scenes), **here),
     }
     fit(settings, resume=RunFolder(run).yaml.exists(), **models)
@@ -121,11 +113,10 @@ def _scores(studied: list[Studied]) -> Iterator[pd.DataFrame]:
 
 
 def _compare(studied: list[Studied]) -> Iterator[pd.DataFrame]:
-    """Give `distilled` less `tuned` of each seed, and less each of the other models, by layer."""
-    for name, seed, run in studied:
-        for other, other_seed, other_run in studied:
-            if name == "distilled" and other != name and seed == other_seed:
-                yield _chosen(compare(run, other_run).differences).assign(other=other, seed=seed)
+    """Give `distilled` less `tuned` of each seed, by layer."""
+    runs = {(name, seed): run for name, seed, run in studied}
+    for seed in sorted({seed for _, seed in runs}):
+        yield _chosen(compare(runs["distilled", seed], runs["tuned", seed]).differences).assign(seed=seed)
 
 
 def _chosen(rows: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +129,7 @@ def over_seeds(compared: pd.DataFrame) -> pd.DataFrame:
     `low` and `high` are the outermost ends of the 95% intervals; `above` and `below` count the seeds whose interval
     lies wholly on that side of 0; `loss` marks the layer where the target's loss stood.
     """
-    rows = compared[(compared["other"] == "tuned") & compared["layer"].notna()]
+    rows = compared[compared["layer"].notna()]
     rows = rows.assign(difference=rows["mean"], above=rows["low"] > 0, below=rows["high"] < 0, seeds=1)
     ways = {"difference": "mean", "low": "min", "high": "max", "above": "sum", "below": "sum", "seeds": "sum"}
     found = rows.groupby(["target", "metric", "layer"], sort=False).agg(ways).reset_index()
