@@ -135,9 +135,13 @@ def test_trained_probes_of_several_processes_are_those_of_one(
     assert len(log_of(settings.out)) == 25
 
 
-def test_there_may_be_fewer_images_than_processes(settings: TrainSettings, alone: Alone, tmp_path: Path) -> None:
-    images = write_noise_images(tmp_path / "few", 2, size=(40, 60))
-    settings = replace(settings, images=str(images), probe=RESAMPLER)
+@pytest.mark.parametrize(("probe", "count"), [(RESAMPLER, 2), (ProbeSettings(), 5)])
+def test_a_process_may_have_no_image_at_all(
+    settings: TrainSettings, alone: Alone, tmp_path: Path, probe: ProbeSettings, count: int
+) -> None:
+    """Of five images, which steps of 1, 1, 1 and 2 take, the third process has none."""
+    images = write_noise_images(tmp_path / "few", count, size=(40, 60))
+    settings = replace(settings, images=str(images), probe=probe)
     assert run_together(3, train, settings) == [["depth", "gen"], [], []]
     assert_close(alone(settings), settings.out, 1e-5)
 

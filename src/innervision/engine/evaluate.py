@@ -135,7 +135,7 @@ def _evaluate(
             targets=targets,
             only=names,
             head=evaluation.head,
-            device=evaluation.settings.device or rank.device,
+            device=rank.device or evaluation.settings.device,
             trust_remote_code=trust_remote_code,
         )
         banks = {target.name: ProbeBank.load(run.probes(target.name)) for target in session.targets}

@@ -142,7 +142,7 @@ def _plan(
         "train",
         mllm=mllm,
         targets=targets,
-        device=settings.device or rank.device,
+        device=rank.device or settings.device,
         trust_remote_code=trust_remote_code,
     )
     mllm = session.mllm

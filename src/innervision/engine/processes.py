@@ -175,7 +175,7 @@ class Rank:
     index: int = 0
     count: int = 1
     device: str | None = None
-    """The device that is this process's own; None where there is one process."""
+    """The device that is this process's own, whichever of its kind settings name; None where there is one process."""
     on_machine: int = 1
     """How many of the processes share this machine."""
     watch: Watch | None = None
