@@ -182,8 +182,9 @@ def _summarize(runs: Sequence[Path]) -> tuple[str, str]:
     key = EVALUATIONS["similarity"]
     lines: list[str] = []
     for target, taught in DISTILLED.items():
-        task = find_metric(EVALUATIONS[target])
-        head = f"{target:<12} {'best':<7} {'centred cosine [95%]':<25} {f'{task.name} there [95%]':<33}"
+        task = find_metric(EVALUATIONS[target].partition(":")[0])
+        score_head = f"{task.name} there [95%]{'' if task.higher_is_better else ', lower is better'}"
+        head = f"{target:<12} {'best':<7} {'centred cosine [95%]':<22} {score_head:<45}"
         lines += ["", f"{head} {'mean feature':>12} {'expert':>8}"]
         for run in runs:
             similar = _by_layer(tables[run.name, "similarity"].summary, target, key, "probe")
@@ -197,7 +198,7 @@ def _summarize(runs: Sequence[Path]) -> tuple[str, str]:
                 _with_interval(scores["probe"][best], EVALUATIONS[target]),
             )
             floor, ceiling = (task.format(scores[source][None].mean) for source in ("mean", "expert"))
-            lines.append(f"{run.name:<12} {layer_name(best):<7} {cosine:<25} {score:<33} {floor:>12} {ceiling:>8}")
+            lines.append(f"{run.name:<12} {layer_name(best):<7} {cosine:<22} {score:<45} {floor:>12} {ceiling:>8}")
         gain = _with_interval(_by_layer(gains, target, key, "probe")[taught], key)
         lines.append(f"  look at layer {taught}, which learnt {target}: distilled - tuned = {gain} in centred cosine")
     texts = (f"--- world/{name}: {evaluation} ---\n\n{table.text}\n" for (name, evaluation), table in tables.items())
@@ -223,7 +224,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> list[Path]:
     for panel, (target, layer) in zip(figure.axes, cycle(DISTILLED.items()), strict=False):
         panel.axvline(layer, color="black", linewidth=0.6, alpha=0.6)
         if panel.get_title():
-            panel.set_title(f"{target} (distilled at layer {layer})")
+            panel.title.set_text(f"{target} (distilled at layer {layer})")  # set_title would change its size
     return write_figure(figure, out)
 
 
