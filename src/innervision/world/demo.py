@@ -53,7 +53,7 @@ HERE: dict[str, Any] = {"device": "cpu", "workers": 0}
 
 
 def run_demo(out: Path) -> None:
-    """Show the tool at work, from images to curves and a picture, in about two minutes on two CPU cores.
+    """Show the tool at work, from images to curves and a picture, in a few minutes on two CPU cores.
 
     An interrupted call resumes where it stopped; what is finished is left as it is.
 
