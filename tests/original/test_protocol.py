@@ -257,7 +257,7 @@ def test_paper_reads_all_tokens_without_positions() -> None:
 def test_a_preset_is_the_experiment_of_the_paper(target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[TrainSettings] = []
     monkeypatch.setattr("innervision.engine.fit.fit", lambda settings, **_: seen.append(settings) or {})
-    words = ["--mllm", "a", "--images", "b", "--out", str(tmp_path / "c")]
+    words = ["--mllm", "a", "--images", str(tmp_path), "--out", str(tmp_path / "c")]
     assert cli.main(["train", *words, "--preset", f"paper-{target}"]) == 0
     assert cli.main(["train", f"--preset=paper-{target}", "--epochs", "1", *words]) == 0
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"lr": 0.5}))

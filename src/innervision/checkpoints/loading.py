@@ -180,7 +180,7 @@ def check_size(build: Callable[[], nn.Module], folder: str | Path, name: str) ->
     require(
         needed <= 2 * held,
         f"the config.json of {name} asks for {needed:,} weights, more than its files of {held:,} bytes can hold: "
-        "see that they belong together",
+        "see that they are whole and belong together",
     )
 
 
