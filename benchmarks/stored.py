@@ -155,6 +155,5 @@ def train(stored: Stored, settings: TrainSettings, ridge: RunFolder) -> None:
         descent.finish_step()
     run.write_settings(settings, ridge.record())
     for name, facts in descent.finish(progress=False).items():
-        banks[name].mean.copy_(descent.mean(name))
         described = {"prompt": settings.prompt, "tokens": settings.tokens, "protocol": settings.protocol}
         banks[name].save(run.probes(name), described | facts)

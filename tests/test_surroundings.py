@@ -78,7 +78,7 @@ def test_bars_of_downloads_stay_on_while_the_librarys_own_are_off() -> None:
     assert transformers.utils.logging.is_progress_bar_enabled()
 
 
-def test_what_is_loaded_is_told_before_anything_heavy_is_imported() -> None:
+def test_what_is_loaded_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys, innervision.commands as commands\n"
         "from innervision.cli import main\n"
@@ -86,7 +86,7 @@ def test_what_is_loaded_is_told_before_anything_heavy_is_imported() -> None:
         "    print(text)\n"
         "    sys.exit('torch' in sys.modules)\n"
         "commands.tell = tell\n"
-        "main(['train', '--mllm', 'some/model', '--targets', 'gen', '--images', 'photos', '--out', 'run'])\n"
+        f"main(['train', '--mllm', 'some/model', '--targets', 'gen', '--images', {str(tmp_path)!r}, '--out', 'run'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, text=True)
     assert done.returncode == 0
