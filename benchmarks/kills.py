@@ -15,21 +15,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import innervision.engine.evaluate
-import innervision.engine.fit
-import innervision.report.tables
-import innervision.tasks.depth  # noqa: F401  # what forks share is imported once
 from innervision.cli import main as innervision_command
 from innervision.mllm.check import noise
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from tiny_experts import save_tiny_depth, save_tiny_gen  # the tests are no package
 from tiny_mllms import save_tiny
+
+for module in ("engine.evaluate", "engine.fit", "report.tables", "tasks.depth"):
+    import_module(f"innervision.{module}")  # once here, so that it is there in every fork
 
 IMAGES = 40
 LONGEST = 300

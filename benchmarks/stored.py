@@ -105,14 +105,17 @@ class Stored(Session):
             )
             for target in targets
         ]
-        joined = {layer: tuple(map(torch.cat, zip(*parts, strict=True))) for layer, parts in shown.items()}
+        joined = {}
+        for layer, parts in shown.items():
+            states, masks, places = (torch.cat(each) for each in zip(*parts, strict=True))
+            joined[layer] = states, masks, places
         return cls(
             settings,
             mllm,
             known,
             "train",
             names=names,
-            layers=joined,  # type: ignore[arg-type]  # of three tensors each
+            layers=joined,
             features={name: torch.cat(parts) for name, parts in features.items()},
         )
 

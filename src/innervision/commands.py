@@ -26,6 +26,7 @@ from innervision.run_commands import (
     push,
     report,
     show_runs,
+    tell_models,
 )
 from innervision.targets import parse_targets
 from innervision.terminal import show, tell
@@ -166,15 +167,14 @@ def _how(call: Evaluate) -> dict[str, Any]:
 
 
 def _run_to_score(call: Evaluate, data: str) -> Path:
-    """Find a run and data, and say which models the run names before they are loaded: it may come from elsewhere."""
-    from innervision.engine.run import RunFolder, table_name
+    """Find a run and data, and say which models the run names."""
+    from innervision.engine.run import table_name
     from innervision.hub.fetch import locate_own_run
 
     table_name("", call.name)  # which may be wrong
     run = locate_own_run(call.run)
-    settings = RunFolder(run).trained_settings()
+    tell_models(run)
     _require_path(data)
-    tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
     return run
 
 

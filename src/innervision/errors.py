@@ -1,7 +1,7 @@
 """The one exception that users are meant to see, short ways to it, and text that a terminal may show."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InnerVisionError(Exception):
@@ -32,6 +32,11 @@ def few(names: Iterable[str]) -> str:
     """Name the first three of many, and say how many more there are."""
     shown = sorted(names)
     return ", ".join(shown[:3]) + (f" … and {len(shown) - 3:,} more" if len(shown) > 3 else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names, one at least, as a sentence does: `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def printable(text: str) -> str:

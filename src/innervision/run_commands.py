@@ -7,8 +7,22 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
 
+from innervision.config import TrainSettings
 from innervision.errors import InnerVisionError, require
 from innervision.terminal import show, tell
+
+
+def tell_models(run: Path) -> TrainSettings:
+    """Say which models a run names before they are loaded, since it may come from elsewhere; give its settings.
+
+    Raises:
+        InnerVisionError: as `RunFolder.trained_settings`.
+    """
+    from innervision.engine.run import RunFolder
+
+    settings = RunFolder(run).trained_settings()
+    tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
+    return settings
 
 
 @dataclass
@@ -161,9 +175,8 @@ def picture(call: Picture) -> None:
     image = Path(call.image)
     require(image.is_file(), f"there is no image {image}")
     run = RunFolder(locate_run(call.run))
-    settings = run.trained_settings()
     names = _drawable(run.record().get("experts", {}), call.targets)
-    tell(f"{call.run} names the models: {settings.mllm} and the experts {settings.targets}")
+    settings = tell_models(run.path)
     import numpy as np
 
     from innervision.data import read_image
@@ -215,7 +228,6 @@ class Report:
 
 def report(call: Report) -> None:
     """Write one HTML page about one or several runs: findings, curves, differences, images, tables."""
-    from innervision.engine.run import RunFolder
     from innervision.hub.fetch import locate_own_run, locate_run
     from innervision.report.page.write import check_out, write_page
 
@@ -224,8 +236,7 @@ def report(call: Report) -> None:
     if call.data:
         runs = [locate_own_run(run) for run in call.runs]
         for run in runs:
-            settings = RunFolder(run).trained_settings()
-            tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
+            tell_models(run)
         from innervision.report.page.pictures import make_pictures
 
         make_pictures(runs, call.data, call.images, device=call.device, trust_remote_code=call.trust_remote_code)

@@ -7,24 +7,31 @@ import signal
 import sys
 import traceback
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-import docstring_parser  # noqa: F401  # what forks share is imported once
-import jsonargparse  # noqa: F401
 import torch
 from PIL import Image
 
-import innervision.engine.evaluate
-import innervision.engine.fit
-import innervision.engine.importing
-import innervision.probes.resampler
-import innervision.report.compare
-import innervision.report.figures
-import innervision.tasks.depth
-import innervision.tasks.gen
-import innervision.tasks.seg  # noqa: F401
 from innervision.cli import main
 
+SHARED = (
+    "docstring_parser",
+    "jsonargparse",
+    "innervision.engine.evaluate",
+    "innervision.engine.fit",
+    "innervision.engine.importing",
+    "innervision.probes.resampler",
+    "innervision.report.compare",
+    "innervision.report.figures",
+    "innervision.tasks.depth",
+    "innervision.tasks.gen",
+    "innervision.tasks.seg",
+)
+"""Modules that commands need: imported once here, they are there in every fork."""
+
+for module in SHARED:
+    import_module(module)
 Image.init()
 
 SECONDS = 20

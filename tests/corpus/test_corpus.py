@@ -227,8 +227,8 @@ def test_an_expert_that_is_broken_or_hostile(root: Path, tmp_path: Path, name: s
 def save_as(path: Path, dtype: torch.dtype) -> None:
     """Store the tensors of a file as another type."""
     with safe_open(path, "pt") as file:
-        held, metadata = {key: file.get_tensor(key).to(dtype) for key in file.keys()}, file.metadata()  # noqa: SIM118
-    save_file(held, path, metadata)
+        metadata = file.metadata()
+    save_file({key: tensor.to(dtype) for key, tensor in load_file(path).items()}, path, metadata)
 
 
 BANK: Changes = {

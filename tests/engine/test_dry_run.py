@@ -133,7 +133,7 @@ def test_nothing_is_read_but_configurations_and_nothing_is_written(
     assert main(["train", *words, "--dry-run", "--tflops", "1", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     # 3, 5, 10 and 20 images are milestones, after which steps end, too
-    assert "40 images, 8 a step of all processes: 9 steps in 1 epochs" in said
+    assert "40 images, 8 a step of all processes: 9 steps in 1 epoch\n" in said
     assert "hours of one device" in said
     assert not Path(settings.out).exists()
 

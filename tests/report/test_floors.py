@@ -10,7 +10,7 @@ from scipy import stats
 from innervision.metrics.registry import Metric
 from innervision.report.compare import compare
 from innervision.report.files import read_scores
-from innervision.report.floors import above_floors
+from innervision.report.floors import above_floors, clear_of_floors
 from page_runs import IMAGES, LAYERS, write_run
 
 LEVELS = {layer: 0.5 + 0.02 * layer for layer in LAYERS}
@@ -58,3 +58,18 @@ def test_floors_that_say_nothing_of_a_metric_or_are_over_other_images_are_left_o
     fewer = table[(table["source"] != "mean") | (table["image"] != IMAGES[0])]
     assert above_floors(fewer).empty
     assert len(above_floors(table)) == len(LAYERS) + 1
+
+
+def test_a_layer_is_clear_of_all_floors_or_of_none_or_it_is_not_known(tmp_path: Path) -> None:
+    """Above the mean by far, above another image's score at layer 4 alone, and of four images nothing is known."""
+    table = read_scores(write_run(tmp_path / "a", LEVELS, floor=0.4, wobble=0.05), "similarity")
+    other = read_scores(write_run(tmp_path / "b", dict.fromkeys(LAYERS, 0.57)), "similarity")
+    shuffled = other[other["source"] == "probe"].assign(source="shuffled")
+    both = pd.concat([table, shuffled], ignore_index=True)
+    clear = clear_of_floors(both)
+    assert set(clear["source"]) == {"probe"}
+    assert {layer: bool(of(clear, layer)["clear"]) for layer in LAYERS} == {layer: layer == 4 for layer in LAYERS}
+    few = both[both["image"].isin(IMAGES[:4])]
+    assert clear_of_floors(few)["clear"].isna().all()
+    assert clear_of_floors(table)["clear"].all()
+    assert clear_of_floors(table[table["source"] == "probe"]).empty

@@ -59,7 +59,7 @@ def expert_features(experts: Path, scenes: Scenes, kept: Path, *, progress: bool
             [target] = load_targets([f"{name}={experts.resolve() / name}"], device="cpu")
             with atomic_write(path) as temporary:
                 torch.save(_standardize(_encode(target, scenes, progress=progress)), temporary)
-        features[name] = torch.load(path)
+        features[name] = torch.load(path, weights_only=True)
     return features
 
 

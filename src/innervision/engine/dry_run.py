@@ -86,7 +86,8 @@ def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remot
     lines = [
         *_memory(found, batch, exact),
         "",
-        f"{number:,} images, {settings.batch_size} a step of all processes: {len(steps):,} steps in {epochs} epochs",
+        f"{number:,} images, {settings.batch_size} a step of all processes: {len(steps):,} steps in "
+        f"{epochs} {'epoch' if epochs == 1 else 'epochs'}",
         *_operations(found, number * epochs, tflops),
         f"on disk: {in_units(found.probes, 'B')} of probes, and {in_units(found.state, 'B')} to resume while it works",
     ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from innervision.data.loader import Batch
+from innervision.engine.gains import STILL_GAINS, last_doubling
 from innervision.engine.learner import Learner
 from innervision.engine.memory import check_memory
 from innervision.engine.processes import Rank
@@ -39,9 +40,6 @@ FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 SOME_UNSEEN = 0.001
 """Share of cells that were not shown to the MLLM from which on it is told."""
-
-STILL_GAINS = 0.01
-"""Explained variance that the last doubling of the images must bring for more of them to be advised."""
 
 
 class Solver(Learner):
@@ -267,10 +265,11 @@ class Solver(Learner):
         self, name: str, layer: int, states: StateMoments, features: FeatureMoments, choice: Choice
     ) -> dict[str, Any]:
         """Solve for a target over all images, set the probe, and say what the held-out images tell."""
-        curve = [(self.count, choice.solution)]
-        for estimate in reversed(self.estimates):
+        curve = []
+        for estimate in self.estimates:
             kept = (tensor.to(choice.solution.weight) for tensor in estimate["solutions"][name][layer])
-            curve.insert(0, (estimate["images"], Solution(*kept).less_pivots(states, features)))
+            curve.append((estimate["images"], Solution(*kept).less_pivots(states, features)))
+        curve.append((self.count, choice.solution))
         solution = solve(states, features, name, choice.penalty).with_pivots(states, features)
         self._probe(name, layer).set_solution(solution.weight, solution.states_mean, solution.features_mean)
         return {
@@ -346,17 +345,13 @@ def _tell_unseen(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | 
 
 def _advise(name: str, by_layer: Mapping[int, Mapping[str, Any]]) -> str | None:
     """Say so if the last doubling of the images still brought something."""
-    gains = {
-        layer: facts["explained_variance"][-1] - facts["explained_variance"][-2]
-        for layer, facts in by_layer.items()
-        if len(facts["images"]) > 1
-    }
-    if not gains or max(gains.values()) <= STILL_GAINS:
+    found = last_doubling(
+        {layer: [*zip(each["images"], each["explained_variance"], strict=True)] for layer, each in by_layer.items()}
+    )
+    if found is None or found.gain <= STILL_GAINS:
         return None
-    layer = max(gains, key=gains.__getitem__)
-    before, after = by_layer[layer]["images"][-2:]
     return (
-        f"{name}: more images would help. From {before:,} to {after:,} images, the explained variance of those held "
-        f"out rose by {gains[layer]:.3f} at layer {layer}, and by more than {STILL_GAINS} at "
-        f"{sum(gain > STILL_GAINS for gain in gains.values())} of {len(gains)} layers"
+        f"{name}: more images would help. From {found.before:,} to {found.after:,} images, the explained variance of "
+        f"those held out rose by {found.gain:.3f} at layer {found.layer}, and by more than {STILL_GAINS} at "
+        f"{found.rising} of {found.layers} layers"
     )

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from innervision.errors import listed
 from innervision.metrics.registry import Metric
 from innervision.report.panels import FLOORS, LEVELS, Curve
+from innervision.report.tables import count_images
 
 
 def caption(
@@ -29,13 +31,13 @@ def caption(
     said = []
     for key in keys:
         known = metric(key)
-        over = _span(drawn[(drawn["metric"] == key) & (drawn["source"] == "probe")]["images"])
+        over = count_images(drawn[(drawn["metric"] == key) & (drawn["source"] == "probe")]["images"])
         better = "higher" if known.higher_is_better else "lower"
         said.append(f"{known.name} over {over} images ({known.meaning}; {better} is better)")
     found = set(drawn["source"])
     parts = [
-        f"Scores by layer of probes for {_list(targets)}: {'; '.join(said)}.",
-        f"Lines: {_list([curve.label for curve in curves])}.",
+        f"Scores by layer of probes for {listed(targets)}: {'; '.join(said)}.",
+        f"Lines: {listed([curve.label for curve in curves])}.",
     ]
     if any(not curve.seeds for curve in curves):
         parts.append("Bands and bars: 95% intervals over the images; they tell nothing of other seeds.")
@@ -49,13 +51,3 @@ def caption(
     made, scored = " and ".join(sorted(set(protocols))), " and ".join(rules)
     parts.append(f"Predictions by the {made} protocol, scored by the {scored} rule.")
     return " ".join(parts)
-
-
-def _span(images: pd.Series) -> str:
-    """Say how many images scores are over."""
-    least, most = images.min(), images.max()
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

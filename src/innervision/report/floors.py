@@ -8,7 +8,7 @@ import pandas as pd
 from innervision.metrics.registry import Metric, find_metric
 from innervision.report.jackknife import SERIES, Series, difference, jackknife
 
-COLUMNS = [*SERIES, "floor", "layer", "images", "mean", "low", "high"]
+COLUMNS = [*SERIES, "floor", "layer", "images", "mean", "low", "high", "clear"]
 
 
 def above_floors(scores: pd.DataFrame, metrics: Mapping[str, Metric] | None = None) -> pd.DataFrame:
@@ -23,7 +23,8 @@ def above_floors(scores: pd.DataFrame, metrics: Mapping[str, Metric] | None = No
 
     Returns:
         The columns of `COLUMNS`: `floor` names its source; a null layer is the average over the decoder layers; `mean`,
-        `low` and `high` are of the difference. Floors over other images than the probe's are left out.
+        `low` and `high` are of the difference; `clear` tells whether the layer clears the floor, null where there is no
+        interval. Floors over other images than the probe's are left out.
     """
     whole = scores if "group" not in scores else scores[_scores_layers(scores)]
     found: dict[tuple[str, ...], dict[str, Series]] = {}
@@ -42,14 +43,14 @@ def clear_of_floors(scores: pd.DataFrame, metrics: Mapping[str, Metric] | None =
         metrics: those that a task brought.
 
     Returns:
-        Columns: those of `SERIES` but that `source` is `probe`; `layer`; `clear`, which is False where there is no
-        interval. Metrics without a floor are left out.
+        Columns: those of `SERIES`, where `source` is `probe`; `layer`; `clear`, null where a floor without interval may
+        not be cleared. Metrics without a floor are left out.
     """
     above = above_floors(scores, metrics)
-    higher = above["metric"].map(lambda key: find_metric(key, metrics).higher_is_better).astype(bool)
-    clear = (above["low"] > 0).where(higher, above["high"] < 0)
-    by_layer = above.assign(source="probe", clear=clear).groupby([*SERIES, "layer"], dropna=False)
-    return by_layer["clear"].all().reset_index()
+    above = above.assign(unknown=above["clear"].isna(), failed=~above["clear"].astype("boolean").fillna(True))
+    by_layer = above.groupby([*SERIES, "layer"], dropna=False)[["unknown", "failed"]].any().reset_index()
+    clear = (~by_layer["failed"]).astype("boolean").where(by_layer["failed"] | ~by_layer["unknown"])
+    return by_layer.assign(clear=clear)[[*SERIES, "layer", "clear"]]
 
 
 def _scores_layers(scores: pd.DataFrame) -> pd.Series:
@@ -74,7 +75,10 @@ def _compare(metric: Metric, sources: Mapping[str, Series]) -> Iterator[pd.DataF
         if other.rows["layer"].isna().all():
             other = _at_every_layer(other, probe.rows["layer"])
         alike = replace(other, rows=other.rows.assign(source="probe"))
-        yield difference(probe, alike, share=metric.share).assign(floor=floor)[COLUMNS]
+        found = difference(probe, alike, share=metric.share)
+        clear = (found["low"] > 0) if metric.higher_is_better else (found["high"] < 0)
+        known = found["low"].notna()
+        yield found.assign(source="probe", floor=floor, clear=clear.astype("boolean").where(known))[COLUMNS]
 
 
 def _at_every_layer(floor: Series, layers: pd.Series) -> Series:

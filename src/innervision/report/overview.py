@@ -133,7 +133,7 @@ def _overview(rows: pd.DataFrame, metric: Metric) -> Overview | None:
         max(floors(best.layer), key=lambda row: sign * row.mean, default=None),
         ceilings[0] if ceilings else None,
         [int(row.layer) for row in probe],
-        [int(row.layer) for row in probe if row.clear is not pd.NA and not row.clear],
+        [int(row.layer) for row in probe if floors(row.layer) and (row.clear is pd.NA or not row.clear)],
     )
 
 

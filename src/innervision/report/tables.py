@@ -199,7 +199,7 @@ def _format_rule(table: pd.DataFrame, cell: str, metrics: Metrics, made: str) ->
 
 def title_of(rows: pd.DataFrame, made: str) -> str:
     """Say what the rows of one target and rule are over; `made` says how predictions were made."""
-    images = _count(rows["images"])
+    images = count_images(rows["images"])
     title = f"{rows['target'].iloc[0]}: {images} {'image' if images == '1' else 'images'}, "
     return f"{title}{made}scored by the {rows['protocol'].iloc[0]} rule"
 
@@ -224,12 +224,12 @@ def _format_groups(rows: pd.DataFrame, lines: list[Line], metrics: Metrics) -> I
         for name, scores in groups:
             cells = _cells(scores)
             numbers = (_number(cells.get((source, layer)), metric) for _, source, layer in lines)
-            blocks.append(align([str(name), _count(scores["images"]), *numbers]))
+            blocks.append(align([str(name), count_images(scores["images"]), *numbers]))
         yield f"\n{metric.name} by group\n"
         yield _side_by_side(["layer", "images", *(label for label, _, _ in lines)], blocks)
 
 
-def _count(images: pd.Series) -> str:
+def count_images(images: pd.Series) -> str:
     """Write how many images some scores are over."""
     least, most = images.min(), images.max()
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"

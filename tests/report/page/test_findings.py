@@ -82,13 +82,13 @@ def test_few_images_are_told(tmp_path: Path, count: int, words: str | None) -> N
 
 def test_a_last_doubling_of_the_images_that_still_gains_is_told_and_one_that_does_not_is_not(tmp_path: Path) -> None:
     study = read_study([write_run(tmp_path / "a")])
-    study.runs[0].gains = [Gain("depth", 3, 0.034, 400, 800, 5, 6)]
+    study.runs[0].gains = {"depth": Gain(3, 0.034, 400, 800, 5, 6)}
     told = [text for text in cautions(study, findings(study)) if "more training images" in text]
     assert told == [
         "depth: more training images would help. The last doubling of them raised the explained variance of those held "
         "out: world/tuned +0.034 at layer 3 from 400 to 800 images (5 of 6 layers rose by more than 0.01)."
     ]
-    study.runs[0].gains = [Gain("depth", 3, 0.009, 400, 800, 0, 6)]
+    study.runs[0].gains = {"depth": Gain(3, 0.009, 400, 800, 0, 6)}
     assert not any("more training images" in text for text in cautions(study, findings(study)))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -126,7 +127,7 @@ def test_the_reference_of_differences_is_chosen(browser: Any, study: Path) -> No
 def centre(browser: Any, panel: Any) -> int:
     """The grey in the middle of a panel of the explorer, as it is on the screen; above the line of the pair."""
     picture = Image.open(io.BytesIO(panel.screenshot_as_png)).convert("L")
-    return picture.getpixel((picture.width * 3 // 4, picture.height // 4))  # type: ignore[return-value]
+    return int(np.asarray(picture)[picture.height // 4, picture.width * 3 // 4])
 
 
 def test_the_slider_changes_the_picture(browser: Any, study: Path) -> None:
@@ -207,6 +208,8 @@ def test_nothing_is_wider_than_the_window(browser: Any, study: Path, width: int)
 
 
 def test_colours_follow_the_dark_mode(browser: Any, study: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     show(browser, study)
     line = (
         "return document.querySelector('#headline-curves .plot').data.find((trace) => trace.name === 'one').line.color"
@@ -214,8 +217,8 @@ def test_colours_follow_the_dark_mode(browser: Any, study: Path) -> None:
     assert browser.execute_script(line) == "#0072B2"
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    try:
-        assert browser.execute_script(line) == "#4DA3E0"
+    try:  # the page is told of the change after the call has returned
+        WebDriverWait(browser, 10).until(lambda browser: browser.execute_script(line) == "#4DA3E0")
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 

@@ -94,12 +94,12 @@ def test_it_comes_beside_the_loss_of_captions() -> None:
         calls.append(inputs)
         return SimpleNamespace(loss=torch.tensor(2.0), hidden_states="states")
 
-    def embeddings(*arguments: Any) -> torch.Tensor:
+    def embeddings(*arguments: Any) -> Any:
         assert arguments == ("states", "chosen", slice(2, 5), 6)
         return torch.tensor(0.5)
 
     drawn = SimpleNamespace(chosen="chosen", prompt=[1, 8, 9, 9, 9, 7], inputs={"input_ids": "ids"})
-    captions = SimpleNamespace(draw=lambda rng: drawn, model=model, processor=SimpleNamespace(image_token_id=9))
-    lesson = DistillingLesson(captions, embeddings)  # type: ignore[arg-type]
+    captions: Any = SimpleNamespace(draw=lambda rng: drawn, model=model, processor=SimpleNamespace(image_token_id=9))
+    lesson = DistillingLesson(captions, embeddings)
     assert lesson.loss(np.random.default_rng(0)) == 2.5
     assert calls == [{"input_ids": "ids", "use_cache": False, "output_hidden_states": True}]

@@ -11,7 +11,7 @@ import pandas as pd
 from innervision.errors import printable
 from innervision.metrics.registry import Metric
 from innervision.report.compare import Compared
-from innervision.report.page.study import Studied, Study, of_metric
+from innervision.report.page.study import Study, of_metric
 from innervision.report.panels import COLORS, FLOORS, LEVELS
 from innervision.report.tables import MOST_GROUPS, SOURCES, holds
 
@@ -63,17 +63,13 @@ def _metric_data(study: Study, target: str, key: str) -> dict[str, Any]:
         "axis": printable(metric.name) + "".join(f" ({printable(rule)} rule)" for rule in rules),
         "meaning": printable(metric.meaning),
         "higher": metric.higher_is_better,
-        "runs": {
-            n: _curves(each[each["group"].isna()], run, metric)
-            for n, (run, each) in enumerate(zip(study.runs, rows, strict=True))
-            if len(each)
-        },
+        "runs": {n: _curves(each[each["group"].isna()], metric) for n, each in enumerate(rows) if len(each)},
         "differences": list(_differences(study, target, key)),
         "splits": _splits(study, target, key),
     }
 
 
-def _curves(rows: pd.DataFrame, run: Studied, metric: Metric) -> dict[str, Any]:
+def _curves(rows: pd.DataFrame, metric: Metric) -> dict[str, Any]:
     """Give the lines of one run in a panel: of its probes, of floors by layer, and levels without layers."""
     found: dict[str, Any] = {"lines": {}, "levels": {}}
     for source in ("probe", *FLOORS, *LEVELS):
@@ -85,20 +81,8 @@ def _curves(rows: pd.DataFrame, run: Studied, metric: Metric) -> dict[str, Any]:
         elif len(mine):
             found["lines"][source] = _values(mine, metric)
     if "probe" in found["lines"]:
-        found["lines"]["probe"]["clear"] = _cleared(rows, run, metric, found["lines"]["probe"]["layers"])
-    return found
-
-
-def _cleared(rows: pd.DataFrame, run: Studied, metric: Metric, layers: list[int | None]) -> list[bool | None]:
-    """Tell of each layer whether it clears every floor; None where that is not known."""
-    keys = ["target", "metric", "protocol"]
-    above = run.floors[run.floors[keys].eq(rows.iloc[0][keys].tolist()).all(axis=1)]
-    good = (above["low"] > 0) if metric.higher_is_better else (above["high"] < 0)
-    known = above["low"].notna()
-    found: list[bool | None] = []
-    for layer in layers:
-        at = above["layer"].isna() if layer is None else above["layer"].eq(layer).fillna(False)
-        found.append(bool(good[at].all()) if at.any() and known[at].all() else None)
+        cleared = rows[rows["source"] == "probe"].sort_values("layer")["clear"]
+        found["lines"]["probe"]["clear"] = [None if pd.isna(clear) else bool(clear) for clear in cleared]
     return found
 
 

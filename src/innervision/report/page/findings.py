@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from innervision.engine.solver import STILL_GAINS
-from innervision.errors import few, printable
+from innervision.engine.gains import STILL_GAINS
+from innervision.errors import few, listed, printable
 from innervision.metrics.interval import FEWEST
 from innervision.metrics.registry import Metric
 from innervision.report.compare import Compared
@@ -98,14 +98,14 @@ def _stand(study: Study, run: Studied, number: int, target: str, key: str) -> St
     floors = {source: level for source, level in levels.items() if source in metric.floors and np.isfinite(level)}
     highest = max(floors.items(), key=lambda floor: better * floor[1], default=None)
     above = of_metric(run.floors, target, key)
-    above = above.assign(cleared=(above["low"] > 0) if better > 0 else (above["high"] < 0))
     mine = above[above["layer"].isna() if average is not None else above["layer"] == best.layer]
-    by_layer = above[above["layer"].notna()].groupby("layer")["cleared"].all()
-    known = bool(len(mine)) and bool(mine["low"].notna().all())
-    below = [floor for floor in metric.floors if known and floor in set(mine.loc[~mine["cleared"], "floor"])]
+    known = bool(len(mine)) and bool(mine["clear"].notna().all())
+    below = [floor for floor in metric.floors if known and floor in set(mine.loc[~mine["clear"], "floor"])]
     ceiling = levels.get("expert", 1.0 if key in PERFECT else None)
     ceiling = ceiling if ceiling is not None and np.isfinite(ceiling) else None
-    return Standing(run.label, number, score, best, highest, ceiling, below, known, int(by_layer.sum()), len(of_layers))
+    return Standing(
+        run.label, number, score, best, highest, ceiling, below, known, int(of_layers["clear"].sum()), len(of_layers)
+    )
 
 
 def _lines(table: pd.DataFrame) -> list[Any]:
@@ -255,8 +255,7 @@ def _of_sizes(study: Study) -> Iterator[str]:
             f"{run.label} +{gain.gain:.3f} {at_layer(gain.layer)} from {gain.before:,} to {gain.after:,} "
             f"images ({gain.rising} of {gain.layers} layers rose by more than {STILL_GAINS})"
             for run in study.runs
-            for gain in run.gains or []
-            if gain.target == target and gain.gain > STILL_GAINS
+            if (gain := (run.gains or {}).get(target)) and gain.gain > STILL_GAINS
         ]
         if rises:
             yield (
@@ -307,8 +306,3 @@ def _left_out(count: int) -> str:
 def at_layer(layer: int) -> str:
     """Say where in a model: `in the vision stage`, `at layer 3`."""
     return "in the vision stage" if layer == -1 else f"at layer {layer}"
-
-
-def listed(names: list[str]) -> str:
-    """Write names as a text does: `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,15 +1,15 @@
 """All that a page tells of its runs, read once: scores, floors, differences, sample sizes, settings."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
+from innervision.engine.gains import Gain, last_doubling
 from innervision.engine.run import RunFolder
-from innervision.engine.solver import STILL_GAINS
 from innervision.errors import InnerVisionError, printable, require
 from innervision.json_files import read_json
 from innervision.metrics.registry import METRICS, Metric, find_metric
@@ -19,21 +19,6 @@ from innervision.report.files import read_scores
 from innervision.report.floors import COLUMNS, above_floors
 from innervision.report.sample_size import read_sample_sizes
 from innervision.report.tables import in_order
-
-
-class Gain(NamedTuple):
-    """What the last doubling of the training images brought at the layer where it brought most."""
-
-    target: str
-    layer: int
-    gain: float
-    """In explained variance of images held out."""
-    before: int
-    after: int
-    """Images."""
-    rising: int
-    """Layers that gained more than `STILL_GAINS`."""
-    layers: int
 
 
 @dataclass
@@ -46,8 +31,8 @@ class Studied:
     """As `summarize` gives them, groups included, by one rule for all runs; a column names the evaluation."""
     floors: pd.DataFrame
     """As `above_floors` gives them, by the same rule."""
-    gains: list[Gain] | None
-    """None where probes are not exact, or their files are not there."""
+    gains: dict[str, Gain] | None
+    """By target; None where probes are not exact, or their files are not there."""
     settings: dict[str, Any]
     record: dict[str, Any]
     bad_images: dict[str, Any]
@@ -154,27 +139,20 @@ def _bad_images(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
-def _gains(run: Path) -> list[Gain] | None:
+def _gains(run: Path) -> dict[str, Gain] | None:
     try:
         table = read_sample_sizes(run)
     except InnerVisionError:
         return None
-    return list(_last_doublings(table))
-
-
-def _last_doublings(table: pd.DataFrame) -> Iterator[Gain]:
-    for target, rows in table.groupby("target", sort=False):
-        ends = {int(str(layer)): line.sort_values("images").tail(2) for layer, line in rows.groupby("layer")}
-        gains = {
-            layer: float(end["explained_variance"].iloc[1] - end["explained_variance"].iloc[0])
-            for layer, end in ends.items()
-            if len(end) > 1
+    found = {}
+    for target, rows in table.sort_values("images").groupby("target", sort=False):
+        curves = {
+            int(str(layer)): [*zip(line["images"], line["explained_variance"], strict=True)]
+            for layer, line in rows.groupby("layer")
         }
-        if gains:
-            layer = max(gains, key=gains.__getitem__)
-            before, after = ends[layer]["images"]
-            rising = sum(gain > STILL_GAINS for gain in gains.values())
-            yield Gain(str(target), layer, gains[layer], int(before), int(after), rising, len(gains))
+        if gain := last_doubling(curves):
+            found[str(target)] = gain
+    return found
 
 
 def _compare(first: str | Path, second: str | Path) -> Compared | str:

@@ -18,11 +18,11 @@ from plotly.offline import get_plotlyjs
 
 from innervision import __version__
 from innervision.config import ProbeSettings, TrainSettings
-from innervision.errors import InnerVisionError, printable, require
+from innervision.errors import InnerVisionError, listed, printable, require
 from innervision.files import atomic_write
 from innervision.report.page.data import all_scores, page_data
 from innervision.report.page.explorer import explorer
-from innervision.report.page.findings import Finding, Standing, cautions, details, findings, headline, listed, tell
+from innervision.report.page.findings import Finding, Standing, cautions, details, findings, headline, tell
 from innervision.report.page.study import Studied, Study, read_study
 
 LARGEST = 8_000_000

@@ -52,11 +52,13 @@ CATEGORIES: list[dict[str, Any]] = [
 
 
 RELATIONS = ("left of", "right of", "in front of", "behind", "above", "below")
+OTHER_WORDS = "a an and the is are there with on floats floor grass room meadow ; , ."
+
 VOCABULARY = tuple(
     sorted(
         {*SHAPES, *COLOURS, *TEXTURES[1:], *SIZES}
         | {word for relation in RELATIONS for word in relation.split()}
-        | set("a an and the is are there with on floats floor grass room meadow ; , .".split())  # noqa: SIM905
+        | set(OTHER_WORDS.split())
     )
 )
 """Every word and mark that a caption can hold."""
