@@ -168,13 +168,14 @@ def _how(call: Evaluate) -> dict[str, Any]:
 
 def _run_to_score(call: Evaluate, data: str) -> Path:
     """Find a run and data, and say which models the run names."""
-    from innervision.engine.run import table_name
+    from innervision.engine.run import RunFolder, table_name
     from innervision.hub.fetch import locate_own_run
 
     table_name("", call.name)  # which may be wrong
     run = locate_own_run(call.run)
-    tell_models(run)
+    settings = RunFolder(run).trained_settings()
     _require_path(data)
+    tell_models(run, settings)
     return run
 
 

@@ -12,17 +12,9 @@ from innervision.errors import InnerVisionError, require
 from innervision.terminal import show, tell
 
 
-def tell_models(run: Path) -> TrainSettings:
-    """Say which models a run names before they are loaded, since it may come from elsewhere; give its settings.
-
-    Raises:
-        InnerVisionError: as `RunFolder.trained_settings`.
-    """
-    from innervision.engine.run import RunFolder
-
-    settings = RunFolder(run).trained_settings()
+def tell_models(run: Path, settings: TrainSettings) -> None:
+    """Say which models a run names before they are loaded, since it may come from elsewhere."""
     tell(f"{run}/run.yaml names the models: {settings.mllm} and the experts {settings.targets}")
-    return settings
 
 
 @dataclass
@@ -175,8 +167,9 @@ def picture(call: Picture) -> None:
     image = Path(call.image)
     require(image.is_file(), f"there is no image {image}")
     run = RunFolder(locate_run(call.run))
+    settings = run.trained_settings()
     names = _drawable(run.record().get("experts", {}), call.targets)
-    settings = tell_models(run.path)
+    tell_models(run.path, settings)
     import numpy as np
 
     from innervision.data import read_image
@@ -228,6 +221,7 @@ class Report:
 
 def report(call: Report) -> None:
     """Write one HTML page about one or several runs: findings, curves, differences, images, tables."""
+    from innervision.engine.run import RunFolder
     from innervision.hub.fetch import locate_own_run, locate_run
     from innervision.report.page.write import check_out, write_page
 
@@ -236,7 +230,7 @@ def report(call: Report) -> None:
     if call.data:
         runs = [locate_own_run(run) for run in call.runs]
         for run in runs:
-            tell_models(run)
+            tell_models(run, RunFolder(run).trained_settings())
         from innervision.report.page.pictures import make_pictures
 
         make_pictures(runs, call.data, call.images, device=call.device, trust_remote_code=call.trust_remote_code)
