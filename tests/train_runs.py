@@ -39,7 +39,7 @@ def train(index: int, settings: TrainSettings, resume: bool = False, trips: dict
     """Train; `trips` gives for some processes when in their work something happens, and what."""
     processes.PULSE, processes.STALLED, processes.GRACE = 0.2, 3.0, 2.0
     root = Path(settings.mllm).parent
-    mllm = MLLM.load(settings.mllm, device="cpu")
+    mllm = MLLM.load(settings.mllm, device="cpu") if settings.split_mllm == 1 else None
     depth = DepthTarget.load(str(root / "depth"), device="cpu", size=56)
     gen = GenTarget.load(str(root / "gen"), device="cpu")
     first = Trip(depth, *trips[index]) if trips and index in trips else depth

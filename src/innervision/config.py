@@ -118,6 +118,9 @@ class TrainSettings:
     """Load the MLLM in 4 or 8 bits (needs bitsandbytes)."""
     random_weights: Literal["none", "llm", "all"] = "none"
     """A control: give the LLM, or all of the MLLM, fresh weights."""
+    split_mllm: int = 1
+    """Processes that hold the MLLM together, each a part of every layer (tensor parallelism), where it does not fit one
+    device; each has the probes of some of the layers. Started as torchrun --nproc-per-node N -m innervision train …"""
     template: str | None = None
     """Conversation template of an MLLM in the original LLaVA layout: v1, llava_llama_3 or llava_phi_3; by default the
     one that its language model was tuned with."""
@@ -133,7 +136,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         require_types(self)
-        for name in ("epochs", "batch_size", "micro_batch_size", "lr"):
+        for name in ("epochs", "batch_size", "micro_batch_size", "lr", "split_mllm"):
             require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
         require(self.limit is None or self.limit > 0, f"limit must be above 0, not {self.limit}")
         for name in ("workers", "weight_decay", "seed", "save_minutes"):
@@ -144,6 +147,10 @@ class TrainSettings:
         require(
             not (self.quantization and self.random_weights != "none"),
             "random_weights cannot be combined with quantization",
+        )
+        require(
+            self.split_mllm == 1 or self.random_weights == "none",
+            f"an MLLM with random weights is made whole, not by split_mllm={self.split_mllm} processes",
         )
         require(
             self.protocol == "standard" or (self.tokens == "all" and not self.probe.positions),
@@ -163,6 +170,8 @@ class ScoreSettings:
     """Images that go through the models at once."""
     device: str | None = None
     """By default the accelerator, where there is one."""
+    split_mllm: int = 1
+    """Processes that hold the MLLM together, as in training; see there."""
     workers: int = 2
     """Processes that read and prepare images; 0 = the main one."""
     max_bad: float = 0.01
@@ -172,7 +181,8 @@ class ScoreSettings:
         """Refuse values that make no sense."""
         require_types(self)
         require(self.limit is None or self.limit > 0, f"limit must be above 0, not {self.limit}")
-        require(self.batch_size > 0, f"batch_size must be above 0, not {self.batch_size}")
+        for name in ("batch_size", "split_mllm"):
+            require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
         require(self.workers >= 0, f"workers must not be negative, as {self.workers} is")
         require(0 <= self.max_bad <= 1, f"max_bad is a share from 0 to 1, not {self.max_bad}")
 

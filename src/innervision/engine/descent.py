@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from innervision.data.loader import Batch
-from innervision.engine.learner import Learner
-from innervision.engine.processes import Rank
+from innervision.engine.learner import Learner, on_cpu
+from innervision.engine.mesh import Mesh
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError, require
 from innervision.probes import ProbeBank
@@ -28,12 +28,13 @@ class Descent(Learner):
         banks: dict[str, ProbeBank],
         layers: Sequence[int],
         num_steps: int,
-        rank: Rank | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         """Make the optimizer and its schedule for `num_steps` steps. See `Learner`."""
-        super().__init__(session, banks, layers, rank)
+        super().__init__(session, banks, layers, mesh)
         settings = session.settings
-        self.parameters = [parameter for bank in banks.values() for parameter in bank.parameters()]
+        named = {f"{name}/{key}": each for name, bank in banks.items() for key, each in bank.named_parameters()}
+        self.names, self.parameters = [*named], [*named.values()]
         require(bool(self.parameters), f"the probe {settings.probe.kind!r} has no weights to learn")
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -62,7 +63,7 @@ class Descent(Learner):
             (loss * size).backward()
             self.losses[name][layer] = self.losses[name][layer] + loss.detach() * size
 
-        self.session.predict(batch.inputs, self.banks, learn, gradients=True)
+        self.session.predict(batch.inputs, self.banks, learn, self.layers, gradients=True)
 
     def finish_step(self) -> dict[str, Any]:
         """Update the probes with the mean gradient over the step's images.
@@ -100,26 +101,37 @@ class Descent(Learner):
 
     def state(self) -> dict[str, Any]:
         """Give the sums of features, and the state of probes, optimizer and schedule."""
+        moments = self.optimizer.state_dict()["state"]
+        part = {
+            "banks": {name: on_cpu(bank.state_dict()) for name, bank in self.banks.items()},
+            "moments": {self.names[number]: on_cpu(each) for number, each in moments.items()},
+        }
+        totals, parts = self._totals(), self.bring_parts(part)
         return {
-            "totals": self._totals(),
-            "banks": {name: bank.state_dict() for name, bank in self.banks.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "totals": totals,
+            "banks": {name: {k: v for each in parts for k, v in each["banks"][name].items()} for name in self.banks},
+            "moments": {name: moment for each in parts for name, moment in each["moments"].items()},
             "scheduler": self.scheduler.state_dict(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See `Learner.load_state`."""
         for name, bank in self.banks.items():
-            bank.load_state_dict(state["banks"][name])
-            if self.rank.index == 0:  # which goes on with what all have summed
+            saved = state["banks"][name]
+            bank.load_state_dict({key: saved[key] for key in bank.state_dict()})
+            if self.mesh.images.index == 0:  # which goes on with what all have summed
                 self.totals[name].copy_(state["totals"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["moments"]
+        mine = {number: saved[name] for number, name in enumerate(self.names) if name in saved}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": mine})
         self.scheduler.load_state_dict(state["scheduler"])
+        for group, learning_rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = learning_rate
 
     def _totals(self) -> dict[str, Tensor]:
         """Give the first process the sums of features over the images of all."""
         totals = {name: total.clone() for name, total in self.totals.items()}
-        self.rank.sum([*totals.values()], to=0)
+        self.mesh.images.sum([*totals.values()], to=0)
         return totals
 
     def _sum_over_processes(self) -> tuple[int, Losses]:
@@ -127,7 +139,7 @@ class Descent(Learner):
         used = [parameter.grad is not None for parameter in self.parameters]
         losses = [float(loss) for by_layer in self.losses.values() for loss in by_layer.values()]
         told = torch.tensor([self.step_size, *losses, *used], dtype=torch.float64)
-        self.rank.sum([told])
+        self.mesh.images.sum([told])
         size = int(told[0])
         in_order = iter((told[1 : 1 + len(losses)] / max(size, 1)).tolist())
         used_somewhere = told[1 + len(losses) :].tolist()
@@ -137,8 +149,13 @@ class Descent(Learner):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)
-        self.rank.sum(gradients)
-        return size, {name: {layer: next(in_order) for layer in by_layer} for name, by_layer in self.losses.items()}
+        self.mesh.images.sum(gradients)
+        mine = {name: {layer: next(in_order) for layer in by_layer} for name, by_layer in self.losses.items()}
+        parts = self.mesh.layers.exchange(mine)
+        return size, {
+            name: {layer: part[name][layer] for layer in self.layers for part in parts if layer in part[name]}
+            for name in mine
+        }
 
     def _check(self, losses: Losses) -> None:
         for name, by_layer in losses.items():
@@ -151,4 +168,6 @@ class Descent(Learner):
     def _start_step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.step_size = 0
-        self.losses: dict[str, dict[int, Any]] = {name: dict.fromkeys(self.layers, 0.0) for name in self.banks}
+        self.losses: dict[str, dict[int, Any]] = {
+            name: dict.fromkeys(bank.layers, 0.0) for name, bank in self.banks.items()
+        }

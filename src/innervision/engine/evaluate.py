@@ -22,6 +22,7 @@ from innervision.data.loader import BadImages, Batch, load_batches
 from innervision.data.partners import random_order
 from innervision.engine.environment import made_by
 from innervision.engine.interrupt import Stopped, stop_signals
+from innervision.engine.mesh import Mesh
 from innervision.engine.processes import Rank, join_processes
 from innervision.engine.run import RunFolder, table_name
 from innervision.engine.scores import ScoreTable
@@ -29,10 +30,10 @@ from innervision.engine.session import Session, memory_errors
 from innervision.errors import InnerVisionError
 from innervision.files import locked
 from innervision.mllm import MLLM
-from innervision.probes import ProbeBank
+from innervision.probes import ProbeBank, read_metadata
 from innervision.registry import find
 from innervision.targets.target import Target
-from innervision.tasks.evaluation import Evaluation, Findings
+from innervision.tasks.evaluation import Evaluation, Findings, join_findings
 from innervision.tasks.similarity import Similarity
 from innervision.terminal import tell, tell_left_out
 
@@ -128,6 +129,7 @@ def _evaluate(
 
         if rank.first(begin):
             return table.path
+        mesh = Mesh.of(rank, evaluation.settings.split_mllm)
         session = Session.load(
             trained,
             evaluation.name,
@@ -136,9 +138,12 @@ def _evaluate(
             only=names,
             head=evaluation.head,
             device=rank.device or evaluation.settings.device,
+            split=evaluation.settings.split_mllm,
             trust_remote_code=trust_remote_code,
         )
-        banks = {target.name: ProbeBank.load(run.probes(target.name)) for target in session.targets}
+        layers = [*map(int, read_metadata(run.probes(names[0]))["widths"])]
+        own = mesh.own(layers)
+        banks = {target.name: ProbeBank.load(run.probes(target.name), own) for target in session.targets}
         for target in session.targets:
             banks[target.name].check(session.mllm, target)
             session.place(banks[target.name]).eval()
@@ -149,8 +154,8 @@ def _evaluate(
         tell_left_out(bad.reasons)
         if _trained_on(run, trained, evaluation, table):
             tell("warning: the probes were trained on images of this set: score them on others")
-        plan = _Plan(evaluation, session, banks, session.predict_blank(banks), table, bad)
-        _loop(plan, rank, progress)
+        plan = _Plan(evaluation, session, mesh, layers, banks, session.predict_blank(banks, layers), table, bad)
+        _loop(plan, progress)
         rank.first(lambda: _finish(plan))
     return table.path
 
@@ -168,7 +173,11 @@ class _Plan:
 
     evaluation: Evaluation
     session: Session
+    mesh: Mesh
+    layers: list[int]
+    """Of all probes."""
     banks: dict[str, ProbeBank]
+    """Of this process's layers."""
     blank: dict[str, dict[int, Tensor]]
     """By target and layer: the prediction where the MLLM is shown a plain grey image."""
     table: ScoreTable
@@ -211,9 +220,10 @@ def _table(run: RunFolder, evaluation: Evaluation, names: Sequence[str], name: s
     return ScoreTable(run.scores, table_name(evaluation.name, name), plan, weighted=evaluation.weighted)
 
 
-def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
+def _loop(plan: _Plan, progress: bool) -> None:
     """Score this process's share of the batches that are left, and write each as a part of the table."""
     evaluation, session, table, order = plan.evaluation, plan.session, plan.table, plan.order
+    rank, images, row = plan.mesh.all, plan.mesh.images, plan.mesh.layers
 
     def begin() -> tuple[set[int], list[tuple[str, str]]]:
         table.open()
@@ -222,7 +232,7 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
 
     done, bad = rank.first(begin)  # all processes share out what the first one sees
     plan.bad.add(bad)
-    numbers = [number for number in range(len(order)) if number not in done][rank.index :: rank.count]
+    numbers = [number for number in range(len(order)) if number not in done][images.index :: images.count]
     loading = load_batches(
         session.batches(evaluation.images, order, truth=evaluation.truth, paired=evaluation.paired),
         numbers,
@@ -240,17 +250,20 @@ def _loop(plan: _Plan, rank: Rank, progress: bool) -> None:
     stopped = False
     with bar, stop_signals("after this batch") as stop, loading as loader:
         rank.spread(stop)
-        num_layers = len(next(iter(plan.banks.values())).layers)
+        num_layers = len(plan.layers)
         began, seen = time.perf_counter(), 0
         for number, batch in zip(numbers, loader, strict=True):
             for name in plan.bad.add(batch.bad):
                 tell(f"left out {name}: {plan.bad.reasons[name]}", from_all=True)
-            table.write_part(number, _score(plan, batch), batch.hashes, batch.bad)
+            plan.mesh.require_same_images(batch.names)
+            found = row.bring_all(_score(plan, batch).on_cpu())
+            if plan.mesh.leads_row:
+                table.write_part(number, join_findings(found), batch.hashes, batch.bad)
             seen += len(batch.names)
             pace = (time.perf_counter() - began) / max(seen * num_layers, 1)
             bar.set_postfix_str(f"{1000 * pace:,.1f} ms per image and layer")
-            bar.update(len(order[number]) * rank.count)
-            if stop.asked and number != numbers[-1]:
+            bar.update(len(order[number]) * images.count)
+            if any(row.exchange(stop.asked)) and number != numbers[-1]:
                 stopped = True
                 break
     if any(rank.exchange(stopped)):
@@ -271,7 +284,7 @@ def _score(plan: _Plan, batch: Batch) -> Findings:
     def receive(name: str, layer: int, prediction: Tensor) -> None:
         comparisons[name].predicted(layer, prediction)
 
-    plan.session.predict(batch.inputs, plan.banks, receive)
+    plan.session.predict(batch.inputs, plan.banks, receive, plan.layers)
     for comparison in comparisons.values():
         findings.add(comparison.finish())
     return findings

@@ -24,6 +24,7 @@ from innervision.engine.environment import made_by
 from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.learner import Learner
 from innervision.engine.log import TrainingLog
+from innervision.engine.mesh import Mesh
 from innervision.engine.processes import Rank, join_processes
 from innervision.engine.run import FREE_TO_CHANGE, RunFolder
 from innervision.engine.session import BLANK_COLOUR, BLANK_SIZE, Session, memory_errors
@@ -32,7 +33,7 @@ from innervision.engine.steps import Step, count_images, plan_steps
 from innervision.errors import InnerVisionError, require
 from innervision.files import locked
 from innervision.mllm import MLLM
-from innervision.probes import ProbeBank
+from innervision.probes import BankInfo, ProbeBank
 from innervision.registry import find
 from innervision.targets import parse_targets
 from innervision.targets.target import Target
@@ -82,7 +83,7 @@ def fit(
         rank.require_alike({**asdict(settings), "device": None, "resume": resume, **made_by()})
         rank.first(lambda: stack.enter_context(locked(RunFolder(settings.out).lock)))
         with memory_errors("lower micro_batch_size, or probe fewer layers"):
-            plan = _plan(settings, resume, rank, mllm, targets, trust_remote_code)
+            plan = _plan(settings, resume, Mesh.of(rank, settings.split_mllm), mllm, targets, trust_remote_code)
             if resume and rank.first(lambda: _is_finished(plan)):
                 return _finished(plan) if plan.leads else {}
             _loop(plan, progress)
@@ -94,7 +95,7 @@ class _Plan:
     """What is trained: the run, its models and images, and the steps."""
 
     run: RunFolder
-    rank: Rank
+    mesh: Mesh
     session: Session
     learner: Learner
     images: ImageSet
@@ -107,18 +108,19 @@ class _Plan:
     @property
     def leads(self) -> bool:
         """Whether this process is the one that writes."""
-        return self.rank.index == 0
+        return self.mesh.all.index == 0
 
 
 def _plan(
     settings: TrainSettings,
     resume: bool,
-    rank: Rank,
+    mesh: Mesh,
     mllm: MLLM | None,
     targets: Sequence[Target] | None,
     trust_remote_code: bool,
 ) -> _Plan:
     """Check what can be checked before models are loaded, load them, and go back to what was saved, if anything."""
+    rank = mesh.all
     run = RunFolder(settings.out)
     exact = _is_exact(settings)
 
@@ -143,6 +145,7 @@ def _plan(
         mllm=mllm,
         targets=targets,
         device=rank.device or settings.device,
+        split=settings.split_mllm,
         trust_remote_code=trust_remote_code,
     )
     mllm = session.mllm
@@ -156,10 +159,9 @@ def _plan(
             "their mean, by a map of its own (probe.kind=pooled)"
         )
         probe = replace(probe, kind="pooled")
-    banks = {
-        target.name: session.place(ProbeBank.for_models(mllm, target, layers, probe, seed=settings.seed))
-        for target in session.targets
-    }
+    infos = {target.name: BankInfo.of(mllm, target, layers) for target in session.targets}
+    own = mesh.own(layers)
+    banks = {name: session.place(ProbeBank(info.only(own), probe, seed=settings.seed)) for name, info in infos.items()}
     milestones = count_images(FRACTIONS, len(images)) if exact else []
     steps = plan_steps(
         len(images),
@@ -168,7 +170,7 @@ def _plan(
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         milestones=milestones,
-        rank=rank,
+        rank=mesh.images,
     )
     learner: Learner
     if exact:
@@ -179,7 +181,7 @@ def _plan(
             layers,
             images.names,
             {number for number, each in enumerate(seen, 1) if each in milestones},
-            rank,
+            mesh,
         )
         tell(f"exact probes: their sums take {solver.cost}")
     else:
@@ -188,7 +190,7 @@ def _plan(
                 f"warning: {len(images):,} images in batches of {settings.batch_size} make {len(steps)} optimizer "
                 "steps, too few to learn from: lower batch_size or raise epochs"
             )
-        learner = Descent(session, banks, layers, len(steps), rank)
+        learner = Descent(session, banks, layers, len(steps), mesh)
     record: dict[str, Any] = {
         "mllm": {"name": mllm.name, "revision": mllm.revision, "num_layers": mllm.num_layers},
         "experts": {
@@ -197,7 +199,7 @@ def _plan(
         },
         "layers": list(layers),
         "images": {"found": len(images), "missing": len(images.missing), "files": rank.first(images.fingerprint)},
-        "parameters": {name: bank.num_parameters() for name, bank in banks.items()},
+        "parameters": {name: sum(mesh.layers.exchange(bank.num_parameters())) for name, bank in banks.items()},
         "processes": rank.count,
         "setup": session.setup(),
     }
@@ -212,7 +214,7 @@ def _plan(
         bad.add(list(learner.bad.items()))
         if notes := [*(run.record().get("notes") or []), *_changes(run, settings, rank, learner.step)]:
             record["notes"] = notes
-    return _Plan(run, rank, session, learner, images, bad, steps, log, record)
+    return _Plan(run, mesh, session, learner, images, bad, steps, log, record)
 
 
 def _have_places(session: Session) -> bool:
@@ -242,11 +244,10 @@ def _is_exact(settings: TrainSettings) -> bool:
 
 def _changes(run: RunFolder, settings: TrainSettings, rank: Rank, step: int) -> list[str]:
     """Note, and tell, what changes in a run that is resumed after a step and shows in its result."""
-    before = {
-        "micro_batch_size": run.settings().micro_batch_size,
-        "the number of processes": run.record().get("processes", 1),
-    }
-    now = {"micro_batch_size": settings.micro_batch_size, "the number of processes": rank.count}
+    names = ("micro_batch_size", "split_mllm")
+    before = {name: getattr(run.settings(), name) for name in names}
+    before["the number of processes"] = run.record().get("processes", 1)
+    now = {name: getattr(settings, name) for name in names} | {"the number of processes": rank.count}
     notes = [
         f"{name} is {now[name]} from step {step + 1} on, {before[name]} before: the probes differ from those of a run "
         "that kept it by rounding"
@@ -284,7 +285,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
     Raises:
         Stopped: by Ctrl-C or SIGTERM to any of the processes, after the state was saved.
     """
-    run, learner, settings, rank = plan.run, plan.learner, plan.session.settings, plan.rank
+    run, learner, settings, rank = plan.run, plan.learner, plan.session.settings, plan.mesh.all
     if plan.leads:
         run.write_settings(settings, plan.record)
         run.write_bad_images(plan.bad.reasons)
@@ -313,6 +314,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
             for _ in step.batches:
                 batch = next(loader)
                 bad += batch.bad
+                plan.mesh.require_same_images(batch.names)
                 learner.learn(batch)
             due = time.monotonic() - saved >= 60 * settings.save_minutes
             told_by_all = rank.exchange((bad, stop.asked, due))
@@ -364,9 +366,10 @@ def _finish(plan: _Plan, progress: bool) -> dict[str, ProbeBank]:
         "images": learner.count,
     }
     found = learner.finish(progress)
+    banks = learner.whole_banks()
     if not plan.leads:
         return {}
-    for name, bank in learner.banks.items():
+    for name, bank in banks.items():
         bank.save(run.probes(name), facts | found[name])
     run.state.unlink(missing_ok=True)
-    return learner.banks
+    return banks

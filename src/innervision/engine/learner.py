@@ -2,38 +2,42 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from innervision.data.loader import Batch
-from innervision.engine.processes import Rank
+from innervision.engine.mesh import Mesh
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError, first_line, require
 from innervision.files import atomic_write, require_regular
 from innervision.probes import ProbeBank
+
+Part = TypeVar("Part")
 
 
 class Learner(ABC):
     """The probes of a run, and how they are fitted."""
 
     def __init__(
-        self, session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], rank: Rank | None = None
+        self, session: Session, banks: dict[str, ProbeBank], layers: Sequence[int], mesh: Mesh | None = None
     ) -> None:
         """Start without images.
 
         Args:
             session: the models.
-            banks: what is fitted, by target.
-            layers: to be probed.
-            rank: of this process; all fit the same probes, each from its own images, and sum what they find.
+            banks: what this process fits, by target.
+            layers: to be probed, by all processes together.
+            mesh: where this process stands: those that fit the same probes do so from their own images, and sum what
+                they find.
         """
         self.session = session
         self.banks = banks
         self.layers = layers
-        self.rank = rank or Rank()
+        self.mesh = mesh or Mesh()
         self.step = 0
         """Steps that are done."""
         self.count = 0
@@ -55,7 +59,7 @@ class Learner(ABC):
 
     @abstractmethod
     def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
-        """Bring the banks of the first process to their last state, and give facts for each one's file.
+        """Bring the banks to their last state, those of the first row at least, and give facts for each one's file.
 
         All images were seen, and one at least could be read.
         """
@@ -68,13 +72,32 @@ class Learner(ABC):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state` gave."""
 
+    def whole_banks(self) -> dict[str, ProbeBank]:
+        """Give the first process the banks of its row, for all layers, each probe on the device of its layer."""
+        if self.mesh.layers.count == 1:
+            return self.banks
+        whole = {}
+        for name, bank in self.banks.items():
+            parts = self.bring_parts((bank.info.widths, on_cpu(bank.state_dict())))
+            if parts:
+                widths = {layer: width for part, _ in parts for layer, width in part.items()}
+                info = replace(bank.info, widths={layer: widths[layer] for layer in self.layers})
+                whole[name] = ProbeBank(info, bank.settings)
+                whole[name].load_state_dict({key: value for _, part in parts for key, value in part.items()})
+                self.session.place(whole[name])
+        return whole
+
+    def bring_parts(self, part: Part) -> list[Part]:
+        """Give the first process what each one of its row says; others get nothing."""
+        return self.mesh.layers.bring_all(part) if self.mesh.images.index == 0 else []
+
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """Give each expert's features (B, N, C) of a batch, and count its images.
 
         Raises:
             InnerVisionError: they are not finite.
         """
-        truth = {target.name: target.encode(batch.pixels[target.name]) for target in self.session.targets}
+        truth = {target.name: self.mesh.encode(target, batch.pixels[target.name]) for target in self.session.targets}
         for name, features in truth.items():
             if not features.isfinite().all():
                 raise InnerVisionError(
@@ -93,7 +116,7 @@ class Learner(ABC):
             "bad": self.bad,
             **self.state(),
         }
-        if self.rank.index > 0:
+        if self.mesh.all.index > 0:
             return
         with atomic_write(path) as temporary:
             try:
@@ -118,3 +141,8 @@ class Learner(ABC):
                 f"cannot resume from {path}, which is broken or of another run: {first_line(error)}\n"
                 "Without it the run begins anew: delete it and call again."
             ) from error
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring tensors to the CPU, by which processes send them to each other."""
+    return {name: tensor.cpu() for name, tensor in tensors.items()}

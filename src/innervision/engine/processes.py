@@ -7,9 +7,10 @@ process that fails leaves its error: the others end with it, and wait for nobody
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
 from threading import Event, Thread
@@ -58,21 +59,27 @@ class Watch:
         """What has gone wrong elsewhere."""
         self.stop = StopRequest()
         """Is asked to stop as soon as that of any process is."""
-        self._meetings = 0
+        self._meetings: Counter[str] = Counter()
+        """How often this process has come to a meeting, by group."""
         self._over = Event()
         self._thread = Thread(target=self._watch, args=(store.clone(),), daemon=True)
         self._thread.start()
 
-    def meet(self) -> None:
-        """Return when all processes have come to this call; all make the same calls in the same order.
+    def meet(self, group: str = "", count: int | None = None) -> None:
+        """Return when all processes of a group have come to this call; they make the same calls in the same order.
+
+        Args:
+            group: its name; by default all processes.
+            count: of its processes.
 
         Raises:
             InnerVisionError: another process has failed or is gone; with its error.
         """
-        self._meetings += 1
-        here, all_here, pause = f"here/{self._meetings}", f"all/{self._meetings}", 0.001
+        self._meetings[group] += 1
+        meeting = f"{group}/{self._meetings[group]}"
+        here, all_here, pause = f"here/{meeting}", f"all/{meeting}", 0.001
         try:
-            if self.store.add(here, 1) == self.count:
+            if self.store.add(here, 1) == (count or self.count):
                 self.store.set(all_here, "")
             while not self.store.check([all_here]):
                 self.check()
@@ -170,7 +177,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Rank:
-    """One of `count` processes that share the work. All make the same calls in the same order."""
+    """One of `count` processes that share some work. All of these make the same calls in the same order."""
 
     index: int = 0
     count: int = 1
@@ -180,6 +187,25 @@ class Rank:
     """How many of the processes share this machine."""
     watch: Watch | None = None
     """Knows the others, where there are some."""
+    name: str = ""
+    """Of the group that these processes are, where they are not all."""
+    group: distributed.ProcessGroup | None = None
+    """PyTorch's, where they are not all."""
+
+    def among(self, groups: list[list[int]], name: str) -> "Rank":
+        """Give what this process is in a group of its own. All processes make this call together.
+
+        Args:
+            groups: the indices of each group's processes, of which each is in one.
+            name: of the groups.
+        """
+        number, mine = next((number, each) for number, each in enumerate(groups) if self.index in each)
+        group: Any = None
+        if self.count > 1:
+            with self._together():
+                group, _ = distributed.new_subgroups_by_enumeration(groups, timedelta(seconds=ARRIVAL))
+            assert isinstance(group, distributed.ProcessGroup)
+        return replace(self, index=mine.index(self.index), count=len(mine), name=f"{name} {number}", group=group)
 
     def first(self, work: Callable[[], Result]) -> Result:
         """Let the first process do something while the others wait, and give all of them its result.
@@ -191,7 +217,7 @@ class Rank:
             return work()
         found: list[Any] = [work() if self.index == 0 else None]
         with self._together():
-            distributed.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+            distributed.broadcast_object_list(found, group_src=0, group=self.group, device=torch.device("cpu"))
         return found[0]
 
     def exchange(self, value: Result) -> list[Result]:
@@ -203,7 +229,7 @@ class Rank:
         found: list[Any] = [value] * self.count
         if self.count > 1:
             with self._together():
-                distributed.all_gather_object(found, value)
+                distributed.all_gather_object(found, value, group=self.group)
         return found
 
     def sum(self, tensors: Sequence[Tensor], to: int | None = None) -> None:
@@ -217,9 +243,9 @@ class Rank:
             return
         with self._together():
             begun = [
-                distributed.all_reduce(tensor, async_op=True)
+                distributed.all_reduce(tensor, group=self.group, async_op=True)
                 if to is None
-                else distributed.reduce(tensor, to, async_op=True)
+                else distributed.reduce(tensor, group_dst=to, group=self.group, async_op=True)
                 for tensor in tensors
             ]
             for each in begun:
@@ -232,11 +258,16 @@ class Rank:
             found: list[Any] = [value]
             with self._together():
                 if self.index == owner:
-                    distributed.send_object_list(found, 0, device=torch.device("cpu"))
+                    distributed.send_object_list(found, group_dst=0, group=self.group, device=torch.device("cpu"))
                 elif self.index == 0:
-                    distributed.recv_object_list(found, owner, device=torch.device("cpu"))
+                    distributed.recv_object_list(found, group_src=owner, group=self.group, device=torch.device("cpu"))
             value = found[0]
         return value if self.index == 0 else None
+
+    def bring_all(self, value: Result) -> list[Result]:
+        """Give the first process what each of them says, in their order; the others get nothing."""
+        found = [self.bring(value, owner) for owner in range(self.count)]
+        return [each for each in found if each is not None]
 
     def require_alike(self, facts: Mapping[str, Any]) -> None:
         """See that all processes work in the same way.
@@ -265,7 +296,7 @@ class Rank:
     def _together(self) -> Iterator[None]:
         """Meet, then talk in the block; whoever breaks off is named."""
         assert self.watch
-        self.watch.meet()
+        self.watch.meet(self.name, self.count)
         try:
             yield
         except RuntimeError as error:  # of torch.distributed

@@ -29,8 +29,8 @@ from innervision.yaml_files import read_yaml
 FORMAT = 2
 """Of run.yaml."""
 
-FREE_TO_CHANGE = {"out", "device", "workers", "save_minutes", "max_bad", "trackers", "micro_batch_size"}
-"""Settings that may differ when a run is resumed: they leave its result alone (micro_batch_size but for rounding)."""
+FREE_TO_CHANGE = {"out", "device", "workers", "save_minutes", "max_bad", "trackers", "micro_batch_size", "split_mllm"}
+"""Settings that may differ when a run is resumed: they leave its result alone (the last two but for rounding)."""
 
 OWN_NAME = "@"
 """Stands in the name of a table between that of the evaluation and its own."""

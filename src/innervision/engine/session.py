@@ -66,6 +66,7 @@ class Session:
         only: Sequence[str] | None = None,
         head: bool = False,
         device: str | None = None,
+        split: int = 1,
         trust_remote_code: bool = False,
     ) -> "Session":
         """Load the models of a run, or take those that are given.
@@ -78,6 +79,7 @@ class Session:
             only: names of the targets that are needed; by default all.
             head: load the experts' heads as well.
             device: by default the accelerator, where there is one.
+            split: number of processes that hold the MLLM together; with a given one, as many must.
             trust_remote_code: run model code that comes with the MLLM's checkpoint.
 
         Raises:
@@ -89,6 +91,7 @@ class Session:
                 revision=settings.revision,
                 dtype=_dtype(settings.dtype),
                 device=device,
+                split=split,
                 quantization=settings.quantization,
                 random_weights=settings.random_weights,
                 seed=settings.seed,
@@ -169,7 +172,13 @@ class Session:
         self.mllm.visit(inputs, show, layers, tokens=self.settings.tokens)
 
     def predict(
-        self, inputs: Inputs, banks: Mapping[str, ProbeBank], receive: Receiver, *, gradients: bool = False
+        self,
+        inputs: Inputs,
+        banks: Mapping[str, ProbeBank],
+        receive: Receiver,
+        layers: Sequence[int] | None = None,
+        *,
+        gradients: bool = False,
     ) -> None:
         """Let a batch pass through the MLLM and the probes, and hand over each prediction as soon as it is there.
 
@@ -177,11 +186,14 @@ class Session:
             inputs: of the batch.
             banks: of the targets, by name; all for the same layers.
             receive: takes the predictions.
+            layers: that the MLLM runs through; by default those of the banks. Processes that hold it together pass
+                through the same ones, whichever of them have probes here.
             gradients: whether predictions have a graph, of which one layer's is alive at a time.
         """
+        own = next(iter(banks.values())).layers
 
         def read(layer: int, states: Tensor, mask: Tensor, places: Tensor) -> None:
-            for name, bank in banks.items():
+            for name, bank in banks.items() if layer in own else ():
                 device = bank.device_of(layer)
                 with torch.set_grad_enabled(gradients):
                     with self.autocast(device):
@@ -189,10 +201,14 @@ class Session:
                     receive(name, layer, prediction)
 
         needed = any(bank.needs_places for bank in banks.values())
-        self.read(inputs, read, next(iter(banks.values())).layers, places=needed)
+        self.read(inputs, read, layers or own, places=needed)
 
-    def predict_blank(self, banks: Mapping[str, ProbeBank]) -> dict[str, dict[int, Tensor]]:
+    def predict_blank(
+        self, banks: Mapping[str, ProbeBank], layers: Sequence[int] | None = None
+    ) -> dict[str, dict[int, Tensor]]:
         """Give what probes predict where the MLLM is shown a plain grey square: what the prompt and their constants do.
+
+        For the arguments see `predict`.
 
         Returns:
             By target and layer: (N, C) float32, on the device of the probe.
@@ -203,7 +219,7 @@ class Session:
             found[name][layer] = prediction[0]
 
         inputs, _ = self.prepare(PIL.Image.new("RGB", BLANK_SIZE, BLANK_COLOUR))
-        self.predict(inputs, banks, receive)
+        self.predict(inputs, banks, receive, layers)
         return found
 
     def place(self, bank: ProbeBank) -> ProbeBank:

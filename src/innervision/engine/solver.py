@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from innervision.data.loader import Batch
 from innervision.engine.gains import STILL_GAINS, last_doubling
-from innervision.engine.learner import Learner
+from innervision.engine.learner import Learner, on_cpu
 from innervision.engine.memory import check_memory
-from innervision.engine.processes import Rank
+from innervision.engine.mesh import Mesh
 from innervision.engine.session import Session
 from innervision.engine.total import total_features, total_states
 from innervision.errors import require
@@ -52,7 +52,7 @@ class Solver(Learner):
         layers: Sequence[int],
         names: Sequence[str],
         milestones: Container[int] = (),
-        rank: Rank | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         """Make room for the sums.
 
@@ -62,12 +62,14 @@ class Solver(Learner):
             layers: to be probed.
             names: of all images, of which a fifth is held out.
             milestones: numbers of the steps after which is solved what was seen so far.
-            rank: of this process, see `Learner`.
+            mesh: where this process stands, see `Learner`.
 
         Raises:
             InnerVisionError: there are too few images, or memory does not suffice.
         """
-        super().__init__(session, banks, layers, rank)
+        super().__init__(session, banks, layers, mesh)
+        self.rank = self.mesh.images
+        """Of this process among those that have the same layers: they sum, and share out the solving."""
         require(
             len(names) >= FEWEST,
             f"exact probes need at least {FEWEST} images, some to fit and some to choose the penalty; {len(names)} "
@@ -75,7 +77,7 @@ class Solver(Learner):
         )
         self.held_out = held_out_fifth(names)
         self.milestones = milestones
-        self.cells = {name: self._probe(name, layers[0]).num_cells for name in banks}
+        self.cells = {name: self._probe(name, bank.layers[0]).num_cells for name, bank in banks.items()}
         """Number of cells that share a map, by target."""
         bank = next(iter(banks.values()))
         self.features = nn.ModuleDict()
@@ -86,13 +88,13 @@ class Solver(Learner):
             sums = FeatureMoments(cells, width, _sum_dtype(session.mllm.device))
             self.features[name] = sums
             devices[sums] = session.mllm.device
-        for layer, (cells, names) in product(layers, self._readings().items()):
+        for layer, (cells, names) in product(bank.layers, self._readings().items()):
             widths = {name: self._features(name).pivot.shape[1] for name in names}
             moments = StateMoments(cells, bank.info.widths[layer], widths, _sum_dtype(bank.device_of(layer)))
             self.states[f"{layer}/{cells}"] = moments
             devices[moments] = bank.device_of(layer)
-        self.jobs = [*product(layers, self._readings())]
-        """What is solved, layers and numbers of cells. The processes take them in turn."""
+        self.jobs = [*product(bank.layers, self._readings())]
+        """What is solved, layers and numbers of cells. The processes that have these layers take them in turn."""
         self.cost = check_memory(devices, len(FRACTIONS), self.rank)
         """What the sums take, in words."""
         for module, device in devices.items():
@@ -114,7 +116,11 @@ class Solver(Learner):
             for name, values in truth.items()
         }
 
+        own = next(iter(self.banks.values())).layers
+
         def add(layer: int, states: Tensor, mask: Tensor, places: Tensor) -> None:
+            if layer not in own:
+                return
             for cells, names in self._readings().items():
                 probe, moments = self._probe(names[0], layer), self._moments(layer, cells)
                 device = moments.sums.device
@@ -153,7 +159,7 @@ class Solver(Learner):
             self._check_features(name, each)
             self.banks[name].mean.copy_(each.mean([FIT, HELD_OUT]).view(self.banks[name].mean.shape))
         mine: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
-        silent = not progress or self.rank.index > 0
+        silent = not progress or self.mesh.all.index > 0
         solving = tqdm(
             self._total_states(features), "2 of 2: solving", len(self._mine()), unit=" layers", disable=silent
         )
@@ -163,10 +169,10 @@ class Solver(Learner):
         for owner, (layer, cells) in self._owners():
             for name in self._readings()[cells]:
                 probe = self._probe(name, layer)
-                found = self.rank.bring({key: value.cpu() for key, value in probe.state_dict().items()}, owner)
+                found = self.rank.bring(on_cpu(probe.state_dict()), owner)
                 if found is not None and owner > 0:
                     probe.load_state_dict(found)
-        told = self.rank.exchange(mine)
+        told = self.mesh.all.exchange(mine)
         facts = {
             name: {layer: each[name][layer] for layer in self.layers for each in told if layer in each[name]}
             for name in self.banks
@@ -184,11 +190,13 @@ class Solver(Learner):
         for layer, cells in self.jobs:
             total = total_states(self._moments(layer, cells), self._shifts(features, cells), self.rank, to=0)
             if self.rank.index == 0:
-                states[f"{layer}/{cells}"] = (total.cpu() if self.rank.count > 1 else total).state_dict()
+                sums = total.state_dict()
+                states[f"{layer}/{cells}"] = on_cpu(sums) if self.mesh.all.count > 1 else sums
+        parts = self.bring_parts((states, [self._bring_estimate(estimate) for estimate in self.estimates]))
         return {
             "features": {name: total.state_dict() for name, total in features.items()},
-            "states": states,
-            "estimates": [self._bring_estimate(estimate) for estimate in self.estimates],
+            "states": {key: each for of_states, _ in parts for key, each in of_states.items()},
+            "estimates": [_join_layers(of_parts) for of_parts in zip(*(each for _, each in parts), strict=True)],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -312,6 +320,13 @@ class Solver(Learner):
             f"the features of {name} are the same in all {fitted + held_out} images: there is nothing to explain. "
             "Give different images",
         )
+
+
+def _join_layers(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join solutions for other layers over the same images."""
+    names = parts[0]["solutions"]
+    solutions = {name: {k: v for part in parts for k, v in part["solutions"][name].items()} for name in names}
+    return {"images": parts[0]["images"], "solutions": solutions}
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:

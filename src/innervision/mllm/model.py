@@ -27,6 +27,7 @@ from innervision.config import VISION
 from innervision.errors import InnerVisionError, few, require
 from innervision.mllm.architecture import Decoder, find_decoder
 from innervision.mllm.inputs import InputBuilder, Inputs, Tokens
+from innervision.mllm.split import check_split, options_of_split
 from innervision.mllm.vision import VisionStage, find_vision_stage
 from innervision.mllm.walk import Visitor, Walk
 from innervision.seeds import fixed_seed
@@ -74,6 +75,7 @@ class MLLM:
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        split: int = 1,
         quantization: Literal["4bit", "8bit"] | None = None,
         random_weights: Literal["none", "llm", "all"] = "none",
         seed: int = 0,
@@ -86,8 +88,10 @@ class MLLM:
             name: a Hub id, the path of a folder that `save_pretrained` wrote, or `world/NAME`, a model of the package.
             revision: branch, tag or commit on the Hub.
             dtype: of the weights; by default bfloat16 on an accelerator, float32 on a CPU.
-            device: by default the accelerator, where there is one; on "meta" no weights are read, and nothing can be
-                computed.
+            device: by default the accelerator, where there is one; "auto" spreads the layers over all accelerators
+                of this machine; on "meta" no weights are read, and nothing can be computed.
+            split: let this number of processes hold the model together (see `innervision.mllm.split`). All of them
+                make the same calls that run it.
             quantization: load the linear layers in 4 or 8 bits (needs bitsandbytes).
             random_weights: a control. "llm" gives the LLM fresh weights and keeps the vision tower and the projector;
                 "all" gives the whole model fresh weights and reads no checkpoint, only its configuration.
@@ -99,10 +103,11 @@ class MLLM:
             InnerVisionError: there is no such model, it is not an image-text model, weights are missing, or its
                 layers cannot be found.
         """
+        spread = device == "auto"
         try:
-            device = torch.device(device) if device is not None else default_device()
+            device = default_device() if device is None or spread else torch.device(device)
         except RuntimeError as error:
-            raise InnerVisionError(f"there is no device {device!r}: use cpu, cuda, cuda:1, mps …") from error
+            raise InnerVisionError(f"there is no device {device!r}: use cpu, cuda, cuda:1, mps, auto …") from error
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         if quantization and random_weights != "none":
             raise InnerVisionError("random_weights cannot be combined with quantization")
@@ -141,12 +146,21 @@ class MLLM:
                         foreign.embed(model, random=True)
                 model.to(device)
             else:
-                check_size(
-                    lambda: AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code),
-                    folder,
-                    name,
-                )
-                model = _load_weights(folder, dtype, device, quantization, source, foreign)
+
+                def make() -> PreTrainedModel:
+                    return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+
+                check_size(make, folder, name)
+                where: dict[str, Any] = {"device_map": "auto" if spread else {"": device}}
+                if split > 1:
+                    require(not spread, "device=auto works in one process: leave out split_mllm")
+                    require(
+                        foreign is None, f"{name} is in the original LLaVA's layout, which split_mllm does not know"
+                    )
+                    with torch.device("meta"):
+                        check_split(make(), split, name)
+                    where = options_of_split(split)
+                model = _load_weights(folder, dtype, where, quantization, source, foreign)
                 check_finite(model, name)
                 if foreign is not None:
                     foreign.embed(model)
@@ -159,6 +173,9 @@ class MLLM:
         with loading("MLLM", name):  # what fails for every image fails here
             sample = mllm.prepare([Image.new("RGB", (224, 224), (120, 120, 120))], SAMPLE_PROMPT)
             mllm.visit(sample, lambda *_: None, [0])
+            if split > 1:  # found now, while all processes run the model
+                mllm.has_vision_layer()
+                require(len(mllm.widths) > 0, "it shows no layer")
         if random_weights == "llm":
             mllm.randomize_decoder(seed)
         return mllm
@@ -305,12 +322,12 @@ def default_device() -> torch.device:
 def _load_weights(
     name: str,
     dtype: torch.dtype,
-    device: torch.device,
+    where: dict[str, Any],
     quantization: str | None,
     source: dict[str, Any],
     foreign: ForeignMLLM | None,
 ) -> PreTrainedModel:
-    options = dict(source)
+    options = source | where
     if foreign is not None:
         options |= {"config": foreign.config, "key_mapping": foreign.key_mapping}
     if quantization:
@@ -320,7 +337,7 @@ def _load_weights(
             bnb_4bit_compute_dtype=dtype,
         )
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        name, dtype=dtype, device_map={"": device}, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     model, info = loaded
     if misshapen := sorted(info["mismatched_keys"]):

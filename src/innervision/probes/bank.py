@@ -4,7 +4,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -95,6 +95,10 @@ class BankInfo:
             num_tokens=target.num_tokens,
             width=target.width,
         )
+
+    def only(self, layers: Sequence[int]) -> Self:
+        """Describe the probes of some of these layers."""
+        return replace(self, widths={layer: self.widths[layer] for layer in layers})
 
 
 class ProbeBank(nn.Module):
@@ -264,7 +268,7 @@ class ProbeBank(nn.Module):
         if layers is not None:
             if lacking := [layer for layer in layers if layer not in widths]:
                 raise InnerVisionError(f"{path} has no probe of layer {', '.join(map(str, lacking))}")
-            info = BankInfo(**{**asdict(info), "widths": {layer: widths[layer] for layer in layers}})
+            info = info.only(layers)
         try:
             with safe_open(path, framework="pt") as file:
                 shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  # it is no mapping

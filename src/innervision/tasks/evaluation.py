@@ -60,6 +60,33 @@ class Findings:
         self.scores += others.scores
         self.arrays |= others.arrays
 
+    def on_cpu(self) -> "Findings":
+        """Bring all values to the CPU, by which processes send them to each other."""
+        labels, scores = zip(*self.scores, strict=True) if self.scores else ((), ())
+        arrays = {key: {name: each.cpu() for name, each in found.items()} for key, found in self.arrays.items()}
+        return Findings([*zip(labels, to_cpu(scores), strict=True)], arrays)
+
+    def of_layers(self) -> "Findings":
+        """Leave out what belongs to no layer."""
+        chosen = []
+        for labels, scores in self.scores:
+            index = [*range(len(scores.values))] if scores.labels is None else [int(each) for each in scores.labels]
+            rows = [row for row, label in enumerate(index) if labels[label].layer is not None]
+            weights = None if scores.weights is None else scores.weights[rows]
+            groups = None if scores.groups is None else [scores.groups[row] for row in rows]
+            own = [index[row] for row in rows]
+            values = scores.values[rows]
+            chosen.append((labels, replace(scores, values=values, weights=weights, groups=groups, labels=own)))
+        return Findings(chosen, {key: found for key, found in self.arrays.items() if key[2] is not None})
+
+
+def join_findings(parts: Sequence[Findings]) -> Findings:
+    """Join what processes with probes of other layers have found for the same images and targets."""
+    joined = Findings()
+    for number, part in enumerate(parts):
+        joined.add(part.of_layers() if number else part)
+    return joined
+
 
 @dataclass(frozen=True)
 class Kept:
