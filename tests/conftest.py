@@ -1,9 +1,10 @@
-"""Shared fixtures. Two threads unless OMP_NUM_THREADS says otherwise, so that a run on two cores does not crowd."""
+"""Shared fixtures. One thread unless OMP_NUM_THREADS says otherwise: `make test` uses the cores for two processes."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -21,3 +22,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder with reference numbers and real images is not here")
     return SHARED
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, as the processes do that a test starts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

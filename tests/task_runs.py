@@ -1,11 +1,7 @@
-"""A trained run of tiny real models with benchmarks for both tasks, in a folder; and a script that scores it.
-
-python task_runs.py FOLDER RUN TASK …     (also under torchrun)
-"""
+"""A trained run of tiny real models with benchmarks for both tasks, in a folder; and its scores."""
 
 import json
-import sys
-from multiprocessing.synchronize import Event
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +20,6 @@ from tiny_mllms import save_tiny
 
 NAMES = [f"class {i}" for i in range(5)]
 IMAGES = 9
-IMPORTS = [
-    "transformers.models.llava.modeling_llava",
-    "transformers.models.llava.processing_llava",
-    "transformers.models.depth_anything.modeling_depth_anything",
-    "transformers.models.oneformer.modeling_oneformer",
-    "innervision.tasks.depth",
-    "pandas",
-]
-"""What `evaluate` imports only when it needs it."""
 
 
 def prepare(root: Path) -> None:
@@ -113,17 +100,8 @@ def evaluate(root: Path, run: Path, task: str, models: tuple[MLLM, list[Target]]
     return evaluate_task(run, task, TaskSettings(**{"data": str(data), **common}), **how)
 
 
-def load_and_evaluate(root: Path, run: Path, task: str, loaded: Event) -> None:
-    """Tell when the models are there, and go on with `evaluate`."""
+def load_and_evaluate(index: int, root: Path, run: Path, tasks: Iterable[str]) -> None:
+    """Score a run in one of several processes."""
     models = load_mllm(root), load_targets(root)
-    loaded.set()
-    evaluate(root, run, task, models)
-
-
-if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)  # several processes share the machine
-    folder, trained, *tasks = sys.argv[1:]
-    for name in tasks:
-        print(evaluate(Path(folder), Path(trained), name))
+    for task in tasks:
+        evaluate(root, run, task, models)

@@ -9,13 +9,21 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 IMPORTS = [
+    "pandas",
+    "timm",
     "transformers.models.llava.modeling_llava",
     "transformers.models.llava.processing_llava",
+    "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.depth_anything.modeling_depth_anything",
+    "transformers.models.dinov2.modeling_dinov2",
+    "transformers.models.dpt.image_processing_dpt",
     "transformers.models.clip.modeling_clip",
+    "transformers.models.oneformer.modeling_oneformer",
     "innervision.engine.fit",
     "innervision.engine.evaluate",
+    "innervision.original.held_experts",
+    "innervision.tasks.depth",
 ]
 """What the processes would import one by one: they start from a process that has it."""
 
@@ -52,7 +60,7 @@ def run_together(
     port = port or free_port()
     pipes = [starter.Pipe(duplex=False) for _ in range(count)]
     processes = [
-        starter.Process(target=_live, args=(index, of or count, port, pipes[index][1], work, arguments), daemon=True)
+        starter.Process(target=_live, args=(index, of or count, port, pipes[index][1], work, arguments))
         for index in range(count)
     ]
     try:

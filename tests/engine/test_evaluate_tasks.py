@@ -2,12 +2,9 @@
 
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,8 +26,8 @@ from innervision.targets.depth import DepthTarget
 from innervision.targets.seg import SegTarget
 from innervision.targets.target import Target
 from innervision.tasks.gen import Gen
+from together import run_together
 
-SCRIPT = Path(task_runs.__file__)
 LAYERS = [0, 2, 4]
 
 
@@ -264,73 +261,40 @@ def test_a_broken_annotation_leaves_the_image_out(world: World, run: Path, tmp_p
 # --- several processes, and none that lives long
 
 
-def start(*words: object) -> str:
-    path = os.pathsep.join([str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_two_processes_write_the_tables_of_one(world: World, run: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_tables_of_one(world: World, run: Path, tmp_path: Path, one_thread: None) -> None:
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    start(*torchrun, SCRIPT, world.root, run, "similarity", "depth")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as they have
-    try:
-        tables = {task: world.evaluate(alone, task) for task in ("similarity", "depth")}
-    finally:
-        torch.set_num_threads(threads)
-    for task, before in tables.items():
-        pd.testing.assert_frame_equal(pd.read_parquet(run / f"scores/{task}.parquet"), before)
+    tasks = ("similarity", "depth")
+    assert run_together(2, task_runs.load_and_evaluate, world.root, run, tasks) == [None, None]
+    for task in tasks:
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(run / f"scores/{task}.parquet"), world.evaluate(alone, task), check_exact=True
+        )
         facts = [json.loads((each / f"scores/{task}.json").read_text()) for each in (run, alone)]
         assert facts[0] == facts[1]
         assert len(facts[0]["images"]) == task_runs.IMAGES
 
 
-def test_killed_at_random_points_it_ends_with_the_same_table(
-    world: World, run: Path, scored: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An evaluation that is done before it is killed is checked, and begun anew, until there were five kills."""
-    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    processes = multiprocessing.get_context("forkserver")  # it imports once, and every child starts from there
-    processes.set_forkserver_preload([*task_runs.IMPORTS, "task_runs"])
-    whole = pd.read_parquet(scored / "scores/depth.parquet")
+def test_killed_again_and_again_it_ends_with_the_same_table(world: World, run: Path, one_thread: None) -> None:
+    """Five times: after some of the five parts were written, at an instant that is left to chance."""
+    scores = run / "scores"
+    whole = world.evaluate(run, "depth")
+    shutil.rmtree(scores)
 
-    def check() -> None:
-        pd.testing.assert_frame_equal(pd.read_parquet(run / "scores/depth.parquet"), whole)
-        # a lock that a process killed at the very end has left is nobody's
-        left = {path.name for path in (run / "scores").iterdir()} - {".depth.lock"}
-        assert left == {"depth.json", "depth.parquet"}
-        shutil.rmtree(run / "scores")
+    def parts() -> int:
+        return len(list(scores.glob(".depth/0*.parquet")))
 
-    began: list[float] = []
-
-    def live(seconds: float | None = None) -> int | None:
-        loaded = processes.Event()
-        child = processes.Process(target=task_runs.load_and_evaluate, args=(world.root, run, "depth", loaded))
+    dice, left = random.Random(0), []
+    for number in range(5):
+        child = multiprocessing.get_context("fork").Process(target=world.evaluate, args=(run, "depth"))
         child.start()
-        assert loaded.wait(60)
-        began.append(time.perf_counter())
-        child.join(seconds)
+        while child.is_alive() and parts() < number:
+            time.sleep(0.001)
+        child.join(dice.uniform(0, 0.05))
         child.kill()
         child.join()
-        return child.exitcode
-
-    assert live() == 0
-    seconds = time.perf_counter() - began[0]
-    check()
-    dice, kills, points = random.Random(0), 0, set()
-    while kills < 5:
-        code = live(dice.uniform(0, seconds))
-        if code == 0:
-            check()
-            continue
-        assert code == -signal.SIGKILL
-        kills += 1
-        points.add(len(list((run / "scores").glob(".depth/0*.parquet"))))
-    assert live() == 0
-    check()
-    assert points & {1, 2, 3, 4}  # of five parts: a kill fell into the work
+        assert child.exitcode in (-signal.SIGKILL, 0)
+        left.append(parts())
+    assert set(left) & {1, 2, 3, 4}  # a kill fell into the work
+    pd.testing.assert_frame_equal(world.evaluate(run, "depth"), whole)
+    # a lock that a process killed at the very end has left is nobody's
+    assert {path.name for path in scores.iterdir()} - {".depth.lock"} == {"depth.json", "depth.parquet"}

@@ -1,12 +1,8 @@
 """Training on tiny real models: independence, resuming, and what stops a run."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +27,8 @@ from other_process import holding
 from stand_ins import KnownTarget, StandInMLLM, StopAt, weights, write_noise_images
 from tiny_experts import save_tiny_backbone, save_tiny_depth, save_tiny_gen
 from tiny_mllms import save_tiny
+from together import run_together
+from train_runs import train
 
 Fit = Callable[..., dict]
 
@@ -217,44 +215,17 @@ def test_few_steps_are_warned_of(
 
 
 def test_a_killed_run_resumes_to_the_same_bits(
-    settings: TrainSettings, mllm: MLLM, tmp_path: Path, folder: Path
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, one_thread: None
 ) -> None:
-    settings = replace(settings, epochs=6, targets=f"gen={folder / 'gen'}", workers=1, save_minutes=0)
-    gen = [GenTarget.load(str(folder / "gen"), device="cpu")]
-    fit(settings, mllm=mllm, targets=gen, progress=False)
+    """Another process reads the images; it is gone with the one that is killed in the third step of six."""
+    settings = replace(settings, workers=1, device="cpu")
+    fit(settings, mllm=mllm, targets=targets, progress=False)
     killed = replace(settings, out=str(tmp_path / "killed"))
-    words = [
-        f"--{name}={getattr(killed, name)}"
-        for name in (
-            "mllm",
-            "images",
-            "out",
-            "targets",
-            "epochs",
-            "batch_size",
-            "micro_batch_size",
-            "workers",
-            "save_minutes",
-        )
-    ]
-    words += ["--probe.kind=resampler", "--probe.heads=2", "--probe.dim_head=8"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "innervision.cli", "train", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    log = Path(killed.out) / "train/log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") >= 4):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not list((Path(killed.out) / "probes").glob("*")), "the run was over before it was killed"
-    fit(killed, resume=True, mllm=mllm, targets=gen, progress=False)
+    assert run_together(1, train, killed, False, {0: (8, "SIGKILL")}) == [None]
+    assert not list((Path(killed.out) / "probes").glob("*"))
+    fit(killed, resume=True, mllm=mllm, targets=targets, progress=False)
     assert_same_bits(weights(settings.out), weights(killed.out))
+    assert "notes" not in RunFolder(killed.out).record()
 
 
 @pytest.mark.parametrize("content", [b"no state", b"PK\x03\x04 cut"])

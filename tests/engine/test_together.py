@@ -1,13 +1,12 @@
 """Training in several processes: the probes of one, and an end for all of them when one fails."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.engine.run import RunFolder
@@ -20,15 +19,9 @@ from train_runs import train, train_differently
 
 Alone = Callable[[TrainSettings], str]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RESAMPLER = ProbeSettings(kind="resampler", heads=2, dim_head=8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the processes have
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
