@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from innervision.errors import InnerVisionError, require
+from innervision.mllm.architecture import find_decoder
 
 INSTEAD = "take one process with device=auto, which spreads whole layers over the accelerators of a machine"
 
@@ -39,7 +40,9 @@ def check_split(model: PreTrainedModel, split: int, name: str) -> None:
     Raises:
         InnerVisionError: Transformers has no plan for it, or its attention heads do not come out even.
     """
-    if not any("layers" in rule for rule in model.tp_plan or {}):
+    decoder = find_decoder(model).module
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    if not any(rule.startswith(f"{prefix}.layers.") for rule in model.tp_plan or {}):
         raise InnerVisionError(
             f"Transformers has no plan to split a {type(model).__name__} over processes ({name}): leave out "
             f"split_mllm, and {INSTEAD}"

@@ -72,6 +72,8 @@ class Findings:
         for labels, scores in self.scores:
             index = [*range(len(scores.values))] if scores.labels is None else [int(each) for each in scores.labels]
             rows = [row for row, label in enumerate(index) if labels[label].layer is not None]
+            if not rows:
+                continue
             weights = None if scores.weights is None else scores.weights[rows]
             groups = None if scores.groups is None else [scores.groups[row] for row in rows]
             own = [index[row] for row in rows]
