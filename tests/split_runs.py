@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
 from innervision.engine import fit as fit_module
@@ -39,10 +40,12 @@ def weigh(index: int, settings: TrainSettings) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-def load(index: int, path: str, split: int) -> str:
+def load(index: int, path: str, split: int) -> int:
+    """Give the bytes of the weights that this process has."""
     with join_processes("cpu"):
-        MLLM.load(path, device="cpu", split=split)
-    return "loaded"
+        weights = [*MLLM.load(path, device="cpu", split=split).model.parameters()]
+    own = [each.to_local() if isinstance(each, DTensor) else each for each in weights]
+    return sum(each.numel() * each.element_size() for each in own)
 
 
 def read_other_images(index: int) -> str:

@@ -2,18 +2,25 @@
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from innervision.config import TrainSettings
+from innervision.config import ProbeSettings, TrainSettings
 from innervision.engine import processes
 from innervision.engine.fit import fit
 from innervision.mllm import MLLM
 from innervision.targets.depth import DepthTarget
 from innervision.targets.gen import GenTarget
+from stand_ins import weights
+
+Alone = Callable[[TrainSettings], str]
+"""Gives the folder of the run that one process makes with some settings."""
+
+RESAMPLER = ProbeSettings(kind="resampler", heads=2, dim_head=8)
 
 
 class Trip:
@@ -49,3 +56,12 @@ def train(index: int, settings: TrainSettings, resume: bool = False, trips: dict
 def train_differently(index: int, settings: TrainSettings) -> list[str]:
     """Train with another seed in each process."""
     return train(index, replace(settings, seed=index))
+
+
+def assert_close(out: str, other: str, tolerance: float) -> None:
+    """Every tensor differs by less than this share of its norm."""
+    first, second = weights(out), weights(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        distance = (value.double() - second[key].double()).norm() / value.double().norm().clamp(min=1e-12)
+        assert distance < tolerance, f"{key}: {distance:.2g}"

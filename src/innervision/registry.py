@@ -9,18 +9,21 @@
 """
 
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from innervision.errors import InnerVisionError
 
-installed = cache(entry_points)
-"""What is installed when it is first asked for: looking through all packages takes 15 ms, and a run asks often."""
+
+@cache  # looking through all packages takes 15 ms, and a run asks often
+def installed(group: str) -> EntryPoints:
+    """Give what was installed of a group when it was first asked for."""
+    return entry_points(group=group)
 
 
 def offered(group: str) -> dict[str, EntryPoint]:
     """Give all that is installed of a group, by name; nothing is imported."""
-    return {entry.name: entry for entry in installed(group=f"innervision.{group}")}
+    return {entry.name: entry for entry in installed(f"innervision.{group}")}
 
 
 def find(group: str, name: str) -> Any:

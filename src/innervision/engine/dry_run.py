@@ -1,5 +1,6 @@
 """innervision train … --dry-run: what a run would take, before anything is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import PIL.Image
@@ -9,10 +10,13 @@ from innervision.config import VISION, TrainSettings, parse_layers
 from innervision.data import find_images
 from innervision.engine.estimate import Estimate, estimate
 from innervision.engine.memory import in_units
+from innervision.engine.mesh import Mesh
+from innervision.engine.processes import Rank
 from innervision.engine.solver import FRACTIONS
 from innervision.engine.steps import count_images, plan_steps
 from innervision.errors import require
 from innervision.mllm import MLLM
+from innervision.mllm.split import check_split
 from innervision.original.protocol import PROTOCOLS
 from innervision.probes import ProbeBank
 from innervision.registry import find
@@ -66,13 +70,22 @@ def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remot
     targets = load_targets(settings.targets, device="meta")
     source = _source(mllm)
     layers = parse_layers(settings.layers, mllm.num_layers, VISION in source.widths)
-    with torch.device("meta"):
-        banks = {target.name: ProbeBank.for_models(source, target, layers, settings.probe) for target in targets}
+    split = settings.split_mllm
+    if split > 1:
+        check_split(mllm.model, split, mllm.name)
     batch = min(settings.micro_batch_size, number)
     inputs = PROTOCOLS[settings.protocol].inputs(mllm.builder, settings.prompt, "train")(
         [PIL.Image.new("RGB", SIDES, (128, 128, 128))] * batch
     )
-    found = estimate(mllm, targets, banks, inputs, torch.float64 if on_cpu else torch.float32, len(FRACTIONS))
+
+    def estimate_of(layers: Sequence[int]) -> Estimate:
+        with torch.device("meta"):
+            banks = {target.name: ProbeBank.for_models(source, target, layers, settings.probe) for target in targets}
+        sum_dtype = torch.float64 if on_cpu else torch.float32
+        return estimate(mllm, targets, banks, inputs, sum_dtype, len(FRACTIONS), split)
+
+    whole = estimate_of(layers)
+    part = whole if split == 1 else estimate_of(Mesh(layers=Rank(0, split)).own(layers))  # the first has the most
     exact = find("probes", settings.probe.kind).exact
     epochs = 1 if exact else settings.epochs
     steps = plan_steps(
@@ -84,12 +97,12 @@ def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remot
         milestones=count_images(FRACTIONS, number) if exact else [],
     )
     lines = [
-        *_memory(found, batch, exact),
+        *_memory(part, batch, exact),
         "",
         f"{number:,} images, {settings.batch_size} a step of all processes: {len(steps):,} steps in "
         f"{epochs} {'epoch' if epochs == 1 else 'epochs'}",
-        *_operations(found, number * epochs, tflops),
-        f"on disk: {in_units(found.probes, 'B')} of probes, and {in_units(found.state, 'B')} to resume while it works",
+        *_operations(whole, number * epochs, tflops),
+        f"on disk: {in_units(whole.probes, 'B')} of probes, and {in_units(whole.state, 'B')} to resume while it works",
     ]
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from innervision.engine.live_memory import Cost, find_cost
 from innervision.errors import InnerVisionError, first_line
 from innervision.mllm import MLLM, Inputs
+from innervision.mllm.split import bytes_of_part
 from innervision.probes import ProbeBank
 from innervision.probes.moments import FeatureMoments, StateMoments
 from innervision.probes.ridge import Ridge
@@ -55,6 +56,7 @@ def estimate(
     inputs: Inputs,
     sum_dtype: torch.dtype,
     milestones: int = 0,
+    split: int = 1,
 ) -> Estimate:
     """Find out what fitting takes. What experts and probes make on the way is taken to be in float32.
 
@@ -65,6 +67,7 @@ def estimate(
         inputs: of a micro-batch of images.
         sum_dtype: of the sums of exact probes.
         milestones: how often solutions of exact probes are kept.
+        split: how many processes hold the MLLM together. What it makes on the way is taken to be whole in each.
 
     Raises:
         InnerVisionError: a part cannot be run without values.
@@ -88,9 +91,10 @@ def estimate(
     else:
         fitting, (work, operations) = 3 * probes, _gradients(banks, inputs)
         state = fitting  # the weights and two moments, without gradients
+    mllm_bytes = _module_bytes(mllm.model) if split == 1 else bytes_of_part(mllm.model, split)
     activations["probes"] = Cost(work + states, operations * batch)
     return Estimate(
-        weights={"MLLM": _module_bytes(mllm.model), **{target.name: _module_bytes(target) for target in targets}},
+        weights={"MLLM": mllm_bytes, **{target.name: _module_bytes(target) for target in targets}},
         probes=probes,
         fitting=fitting,
         state=state,

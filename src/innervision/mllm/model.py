@@ -111,6 +111,8 @@ class MLLM:
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         if quantization and random_weights != "none":
             raise InnerVisionError("random_weights cannot be combined with quantization")
+        if random_weights != "none" and spread:
+            raise InnerVisionError("device=auto spreads the weights of a checkpoint: leave out random_weights")
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         folder = locate(name)
         check_files(folder)

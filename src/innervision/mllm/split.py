@@ -1,5 +1,6 @@
 """An MLLM that several processes hold together: each has a part of every layer, by Transformers' tensor parallelism."""
 
+import re
 from typing import Any
 
 from torch import distributed
@@ -54,3 +55,20 @@ def check_split(model: PreTrainedModel, split: int, name: str) -> None:
             not isinstance(heads, int) or heads % split == 0,
             f"the {heads} heads of {name} ({kind}) cannot be shared out to {split} processes (split_mllm)",
         )
+
+
+def bytes_of_part(model: PreTrainedModel, split: int) -> int:
+    """Say how much of a model's weights each of so many processes has; nothing needs to be loaded.
+
+    What the plan does not name, such as the vision tower, each process has whole.
+    """
+    plan = model.tp_plan or {}
+    total = 0
+    for name, parameter in model.named_parameters():
+        module, _, kind = re.sub(r"\d+", "*", name).rpartition(".")
+        style = plan.get(module, plan.get(f"{module}.{kind}", ""))
+        shared = any(word in style for word in ("colwise", "rowwise", "experts")) and not (
+            style.endswith("rowwise") and kind == "bias"
+        )
+        total += parameter.numel() * parameter.element_size() // (split if shared else 1)
+    return total

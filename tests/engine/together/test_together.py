@@ -1,7 +1,6 @@
 """Training in several processes: the probes of one, and an end for all of them when one fails."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,61 +10,11 @@ import pytest
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.engine.run import RunFolder
 from innervision.probes import read_metadata
-from stand_ins import weights, write_noise_images
-from tiny_experts import save_tiny_depth, save_tiny_gen
-from tiny_mllms import save_tiny
+from stand_ins import write_noise_images
 from together import run_together
-from train_runs import train, train_differently
-
-Alone = Callable[[TrainSettings], str]
+from train_runs import RESAMPLER, Alone, assert_close, train, train_differently
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-RESAMPLER = ProbeSettings(kind="resampler", heads=2, dim_head=8)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiny models, two experts, and 19 images of which one is broken."""
-    root = tmp_path_factory.mktemp("together")
-    for family in ("llava", "qwen2_vl"):
-        save_tiny(family, root / family)
-    save_tiny_depth(root / "depth")
-    save_tiny_gen(root / "gen")
-    write_noise_images(root / "images", 19, size=(40, 60))
-    (root / "images/0004.png").write_bytes(b"no image")
-    return root
-
-
-@pytest.fixture
-def settings(folder: Path, tmp_path: Path) -> TrainSettings:
-    return TrainSettings(
-        mllm=str(folder / "llava"),
-        targets=f"depth={folder / 'depth'},gen={folder / 'gen'}",
-        images=str(folder / "images"),
-        out=str(tmp_path / "run"),
-        layers="vision,0,4",
-        batch_size=4,
-        micro_batch_size=1,  # else states would depend on the images beside
-        workers=0,
-        save_minutes=60,
-        device="cpu",
-    )
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    """Give the folder of the run that one process makes with some settings."""
-    done: dict[str, str] = {}
-
-    def run(settings: TrainSettings) -> str:
-        key = str(replace(settings, out=""))
-        if key not in done:
-            done[key] = str(tmp_path_factory.mktemp("alone") / "run")
-            train(0, replace(settings, out=done[key]))
-        return done[key]
-
-    return run
 
 
 def facts_of(out: str, target: str) -> dict[str, Any]:
@@ -75,15 +24,6 @@ def facts_of(out: str, target: str) -> dict[str, Any]:
 def log_of(out: str) -> list[dict[str, Any]]:
     lines = (Path(out) / "train/log.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "images_per_second"} for line in lines]
-
-
-def assert_close(out: str, other: str, tolerance: float) -> None:
-    """Every tensor differs by less than this share of its norm."""
-    first, second = weights(out), weights(other)
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        distance = (value.double() - second[key].double()).norm() / value.double().norm().clamp(min=1e-12)
-        assert distance < tolerance, f"{key}: {distance:.2g}"
 
 
 def assert_same_exact_probes(out: str, other: str) -> None:
