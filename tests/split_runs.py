@@ -26,6 +26,11 @@ def train_and_score(index: int, settings: TrainSettings, data: str, split: int) 
     return trained
 
 
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """Give this process's share of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def weigh(index: int, settings: TrainSettings) -> int:
     """Give the bytes of probes, moments and optimizer state that a process has after its last step."""
     with join_processes("cpu") as rank:
@@ -37,15 +42,14 @@ def weigh(index: int, settings: TrainSettings) -> int:
             held += [each for state in learner.optimizer.state.values() for each in state.values()]
         else:
             held += [*learner.states.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return sum(each.numel() * each.element_size() for each in map(own, held))
 
 
 def load(index: int, path: str, split: int) -> int:
     """Give the bytes of the weights that this process has."""
     with join_processes("cpu"):
         weights = [*MLLM.load(path, device="cpu", split=split).model.parameters()]
-    own = [each.to_local() if isinstance(each, DTensor) else each for each in weights]
-    return sum(each.numel() * each.element_size() for each in own)
+    return sum(each.numel() * each.element_size() for each in map(own, weights))
 
 
 def read_other_images(index: int) -> str:

@@ -113,7 +113,7 @@ class TrainSettings:
     which evaluates in float16 on an accelerator, as the original does. Probes trained in float16 may diverge, since
     gradients are not scaled."""
     device: str | None = None
-    """By default the accelerator, where there is one."""
+    """By default the accelerator, where there is one; auto spreads the MLLM's layers over all of this machine."""
     quantization: Literal["4bit", "8bit"] | None = None
     """Load the MLLM in 4 or 8 bits (needs bitsandbytes)."""
     random_weights: Literal["none", "llm", "all"] = "none"
@@ -121,6 +121,9 @@ class TrainSettings:
     split_mllm: int = 1
     """Processes that hold the MLLM together, each a part of every layer (tensor parallelism), where it does not fit one
     device; each has the probes of some of the layers. Started as torchrun --nproc-per-node N -m innervision train …"""
+    shard_probes: bool = False
+    """Share out each trained probe's weights, gradients and optimizer state over the processes that share the images
+    (PyTorch's FSDP2), where they do not fit beside the MLLM."""
     template: str | None = None
     """Conversation template of an MLLM in the original LLaVA layout: v1, llava_llama_3 or llava_phi_3; by default the
     one that its language model was tuned with."""
@@ -169,7 +172,7 @@ class ScoreSettings:
     batch_size: int = 16
     """Images that go through the models at once."""
     device: str | None = None
-    """By default the accelerator, where there is one."""
+    """By default the accelerator, where there is one; auto as in training."""
     split_mllm: int = 1
     """Processes that hold the MLLM together, as in training; see there."""
     workers: int = 2

@@ -1,11 +1,15 @@
 """Trained probes: gradients of a smooth-L1 loss, and AdamW."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from innervision.data.loader import Batch
@@ -33,6 +37,8 @@ class Descent(Learner):
         """Make the optimizer and its schedule for `num_steps` steps. See `Learner`."""
         super().__init__(session, banks, layers, mesh)
         settings = session.settings
+        if settings.shard_probes and self.mesh.images.count > 1:
+            self._shard()
         named = {f"{name}/{key}": each for name, bank in banks.items() for key, each in bank.named_parameters()}
         self.names, self.parameters = [*named], [*named.values()]
         require(bool(self.parameters), f"the probe {settings.probe.kind!r} has no weights to learn")
@@ -49,9 +55,25 @@ class Descent(Learner):
         """Sum of each target's features over this process's images, (N, C) on the CPU."""
         self._start_step()
 
+    def _shard(self) -> None:
+        """Share out the tensors of each probe over the processes that share the images, by PyTorch's FSDP2."""
+        self.sharded = True
+        images = self.mesh.images
+        group = images.group or distributed.distributed_c10d._get_default_group()
+
+        def where(parameter: nn.Parameter) -> Shard | None:
+            """Choose the dimension that is shared out, as the queries' first one is 1; by default the first."""
+            return next((Shard(dim) for dim, size in enumerate(parameter.shape) if size % images.count == 0), None)
+
+        for bank in self.banks.values():
+            for layer in bank.layers:
+                devices = DeviceMesh.from_group(group, bank.device_of(layer).type)
+                fully_shard(bank.probes[str(layer)], mesh=devices, shard_placement_fn=where)
+
     def learn(self, batch: Batch) -> None:
         """Add the gradients of a micro-batch, one layer's graph at a time. See `Learner.learn`."""
         if batch.inputs is None:
+            self.keep_pace(1)
             return
         truth = self.encode(batch)
         for name, features in truth.items():
@@ -64,6 +86,17 @@ class Descent(Learner):
             self.losses[name][layer] = self.losses[name][layer] + loss.detach() * size
 
         self.session.predict(batch.inputs, self.banks, learn, self.layers, gradients=True)
+
+    def keep_pace(self, turns: int) -> None:
+        """Let sharded probes be gathered for the others' batches, and add nothing. See `Learner.keep_pace`."""
+        for _, layer, bank in product(range(turns if self.sharded else 0), self.layers, self.banks.values()):
+            if layer in bank.layers:
+                device, width = bank.device_of(layer), bank.info.widths[layer]
+                states, places = torch.zeros(1, 1, width, device=device), torch.zeros(1, 1, 4, device=device)
+                mask = torch.ones(1, 1, dtype=torch.bool, device=device)
+                with torch.enable_grad(), self.session.autocast(device):
+                    prediction = bank(layer, states, mask, places)
+                (0 * prediction).sum().backward()
 
     def finish_step(self) -> dict[str, Any]:
         """Update the probes with the mean gradient over the step's images.
@@ -79,9 +112,10 @@ class Descent(Learner):
         learning_rate = self.scheduler.get_last_lr()[0]
         if size:
             self._check(losses)
+            divisor = size / self.mesh.images.count if self.sharded else size  # FSDP2 gives the processes' mean
             for parameter in self.parameters:
                 if parameter.grad is not None:
-                    parameter.grad.div_(size)
+                    parameter.grad.div_(divisor)
             if self.session.settings.clip:
                 for bank in self.banks.values():
                     for probe in bank.probes.values():
@@ -118,11 +152,15 @@ class Descent(Learner):
         """See `Learner.load_state`."""
         for name, bank in self.banks.items():
             saved = state["banks"][name]
-            bank.load_state_dict({key: saved[key] for key in bank.state_dict()})
+            bank.load_state_dict({key: share_of(saved[key], each) for key, each in bank.state_dict().items()})
             if self.mesh.images.index == 0:  # which goes on with what all have summed
                 self.totals[name].copy_(state["totals"][name])
         saved = state["moments"]
-        mine = {number: saved[name] for number, name in enumerate(self.names) if name in saved}
+        mine = {
+            number: {key: share_of(each, parameter) if each.dim() else each for key, each in saved[name].items()}
+            for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True))
+            if name in saved
+        }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": mine})
         self.scheduler.load_state_dict(state["scheduler"])
         for group, learning_rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
@@ -136,7 +174,7 @@ class Descent(Learner):
 
     def _sum_over_processes(self) -> tuple[int, Losses]:
         """Sum the gradients of the step; give the number of its images, and each target's loss by layer."""
-        used = [parameter.grad is not None for parameter in self.parameters]
+        used = [parameter.grad is not None for parameter in self.parameters if not self.sharded]
         losses = [float(loss) for by_layer in self.losses.values() for loss in by_layer.values()]
         told = torch.tensor([self.step_size, *losses, *used], dtype=torch.float64)
         self.mesh.images.sum([told])
@@ -144,7 +182,7 @@ class Descent(Learner):
         in_order = iter((told[1 : 1 + len(losses)] / max(size, 1)).tolist())
         used_somewhere = told[1 + len(losses) :].tolist()
         gradients = []
-        for parameter, somewhere in zip(self.parameters, used_somewhere, strict=True):
+        for parameter, somewhere in zip([] if self.sharded else self.parameters, used_somewhere, strict=True):
             if somewhere:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -171,3 +209,10 @@ class Descent(Learner):
         self.losses: dict[str, dict[int, Any]] = {
             name: dict.fromkeys(bank.layers, 0.0) for name, bank in self.banks.items()
         }
+
+
+def share_of(whole: Tensor, like: Tensor) -> Tensor:
+    """Give this process's share of a tensor, where another one is shared out; the whole of it else."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

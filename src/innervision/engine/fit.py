@@ -42,7 +42,7 @@ from innervision.terminal import tell, tell_left_out
 FEW_STEPS = 20
 """Optimizer steps below which nothing can be concluded from what probes do not find."""
 
-OF_TRAINED_PROBES = ("epochs", "lr", "weight_decay", "warmup", "clip")
+OF_TRAINED_PROBES = ("epochs", "lr", "weight_decay", "warmup", "clip", "shard_probes")
 """Settings that exact probes do not have."""
 
 
@@ -316,6 +316,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
                 bad += batch.bad
                 plan.mesh.require_same_images(batch.names)
                 learner.learn(batch)
+            learner.keep_pace(step.turns - len(step.batches))
             due = time.monotonic() - saved >= 60 * settings.save_minutes
             told_by_all = rank.exchange((bad, stop.asked, due))
             stopping, due = any(asked for _, asked, _ in told_by_all), told_by_all[0][2]

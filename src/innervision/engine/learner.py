@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from innervision.data.loader import Batch
 from innervision.engine.mesh import Mesh
@@ -38,6 +39,8 @@ class Learner(ABC):
         self.banks = banks
         self.layers = layers
         self.mesh = mesh or Mesh()
+        self.sharded = False
+        """Whether this process has but a share of each probe's tensors."""
         self.step = 0
         """Steps that are done."""
         self.count = 0
@@ -52,6 +55,9 @@ class Learner(ABC):
     @abstractmethod
     def learn(self, batch: Batch) -> None:
         """Take a batch of this process's images: one pass of the MLLM and of each expert."""
+
+    def keep_pace(self, turns: int) -> None:  # noqa: B027  # most wait for nobody
+        """Do what others need of this process while they take so many more batches in this step."""
 
     @abstractmethod
     def finish_step(self) -> dict[str, Any]:
@@ -74,7 +80,7 @@ class Learner(ABC):
 
     def whole_banks(self) -> dict[str, ProbeBank]:
         """Give the first process the banks of its row, for all layers, each probe on the device of its layer."""
-        if self.mesh.layers.count == 1:
+        if self.mesh.layers.count == 1 and not self.sharded:
             return self.banks
         whole = {}
         for name, bank in self.banks.items():
@@ -144,5 +150,11 @@ class Learner(ABC):
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring tensors to the CPU, by which processes send them to each other."""
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
+    """Bring tensors to the CPU, by which processes send them to each other.
+
+    Those that are shared out over processes become whole; all of these make this call together.
+    """
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+        for name, tensor in tensors.items()
+    }

@@ -29,8 +29,11 @@ from innervision.yaml_files import read_yaml
 FORMAT = 2
 """Of run.yaml."""
 
-FREE_TO_CHANGE = {"out", "device", "workers", "save_minutes", "max_bad", "trackers", "micro_batch_size", "split_mllm"}
-"""Settings that may differ when a run is resumed: they leave its result alone (the last two but for rounding)."""
+FREE_TO_CHANGE = {
+    *("out", "device", "workers", "save_minutes", "max_bad", "trackers"),
+    *("micro_batch_size", "split_mllm", "shard_probes"),
+}
+"""Settings that may differ when a run is resumed: they leave its result alone (the last three but for rounding)."""
 
 OWN_NAME = "@"
 """Stands in the name of a table between that of the evaluation and its own."""

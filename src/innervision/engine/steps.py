@@ -17,6 +17,8 @@ class Step:
     """Images of all of them together."""
     batches: list[list[int]]
     """This process's share: for each of its micro-batches the indices of the images. There may be none."""
+    turns: int
+    """Micro-batches of the process that has the most."""
 
 
 def plan_steps(
@@ -52,7 +54,9 @@ def plan_steps(
         for end in sorted(ends):
             mine = shuffled[start:end][rank.index :: rank.count]
             batches = [mine[i : i + micro_batch_size] for i in range(0, len(mine), micro_batch_size)]
-            steps.append(Step(end - start, batches))
+            steps.append(
+                Step(end - start, batches, math.ceil(math.ceil((end - start) / rank.count) / micro_batch_size))
+            )
             start = end
     return steps
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -70,18 +71,41 @@ def test_two_by_two_processes_train_the_probes_of_one(settings: TrainSettings, a
     assert len((Path(settings.out) / "train/log.jsonl").read_text().splitlines()) == 25
 
 
-@pytest.mark.parametrize("probe", [RESAMPLER, ProbeSettings()])
-def test_a_run_that_was_stopped_goes_on_with_the_mllm_whole(
-    settings: TrainSettings, folder: Path, alone: Alone, probe: ProbeSettings
+@pytest.mark.parametrize(("count", "split"), [(3, 1), (4, 2)])
+def test_sharded_probes_are_those_of_one_process(settings: TrainSettings, alone: Alone, count: int, split: int) -> None:
+    """With steps in which a process has fewer micro-batches than others, or no image, and with gradients clipped."""
+    settings = replace(settings, probe=RESAMPLER, epochs=2, clip=0.5)
+    together = replace(settings, split_mllm=split, shard_probes=True)
+    assert run_together(count, train, together) == [["depth", "gen"], *[[]] * (count - 1)]
+    assert_close(alone(settings), settings.out, 1e-5 if split == 1 else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("probe", "shared"),
+    [(RESAMPLER, {"split_mllm": 2}), (ProbeSettings(), {"split_mllm": 2}), (RESAMPLER, {"shard_probes": True})],
+)
+def test_a_run_that_was_stopped_goes_on_in_one_process(
+    settings: TrainSettings, folder: Path, alone: Alone, probe: ProbeSettings, shared: dict[str, Any]
 ) -> None:
     settings = replace(settings, mllm=str(folder / "qwen2_vl"), probe=probe, micro_batch_size=2)
-    split = replace(settings, split_mllm=2)
+    split = replace(settings, **shared)
     stopped = run_together(2, train, split, False, {0: (5, "SIGTERM")})
     assert all(each.startswith("Stopped: stopped after step ") for each in stopped)
     train(0, settings, True)
     assert_close(alone(settings), settings.out, 1e-4)
     notes = RunFolder(settings.out).record()["notes"]
-    assert any(note.startswith("split_mllm is 1 from step") for note in notes)
+    assert any(note.startswith("the number of processes is 1 from step") for note in notes)
+    assert any(note.startswith("split_mllm is 1 from step") for note in notes) == ("split_mllm" in shared)
+
+
+def test_a_run_that_one_process_began_goes_on_with_sharded_probes(
+    settings: TrainSettings, folder: Path, alone: Alone
+) -> None:
+    settings = replace(settings, mllm=str(folder / "qwen2_vl"), probe=RESAMPLER, micro_batch_size=2)
+    stopped = run_together(1, train, settings, False, {0: (5, "SIGTERM")})
+    assert stopped[0].startswith("Stopped: stopped after step ")
+    assert run_together(2, train, replace(settings, shard_probes=True), True) == [["depth", "gen"], []]
+    assert_close(alone(settings), settings.out, 1e-5)
 
 
 def test_a_process_reads_its_part_of_the_weights_as_the_dry_run_says(folder: Path) -> None:
@@ -93,14 +117,17 @@ def test_a_process_reads_its_part_of_the_weights_as_the_dry_run_says(folder: Pat
         assert part < 0.7 * whole
 
 
-@pytest.mark.parametrize("probe", [RESAMPLER, ProbeSettings()])
+@pytest.mark.parametrize(
+    ("probe", "shared"),
+    [(RESAMPLER, {"split_mllm": 2}), (ProbeSettings(), {"split_mllm": 2}), (RESAMPLER, {"shard_probes": True})],
+)
 def test_each_of_two_processes_has_half_of_what_fitting_needs(
-    settings: TrainSettings, tmp_path: Path, probe: ProbeSettings
+    settings: TrainSettings, tmp_path: Path, probe: ProbeSettings, shared: dict[str, Any]
 ) -> None:
     """At most 55%: probes, and moments or the optimizer's state."""
     settings = replace(settings, probe=probe, layers="0,1,2,4")
     whole = weigh(0, replace(settings, out=str(tmp_path / "alone")))
-    parts = run_together(2, weigh, replace(settings, split_mllm=2))
+    parts = run_together(2, weigh, replace(settings, **shared))
     assert max(parts) <= 0.55 * whole
     assert sum(parts) >= whole
 
