@@ -14,13 +14,16 @@ from typing import Any
 
 from innervision.errors import InnerVisionError
 
-installed = cache(entry_points)
-"""What is installed when it is first asked for: looking through all packages takes 15 ms, and a run asks often."""
+
+@cache
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """Give what is there of a group when it is first asked for: looking through all packages takes a while."""
+    return tuple(entry_points(group=group))
 
 
 def offered(group: str) -> dict[str, EntryPoint]:
     """Give all that is installed of a group, by name; nothing is imported."""
-    return {entry.name: entry for entry in installed(group=f"innervision.{group}")}
+    return {entry.name: entry for entry in installed(f"innervision.{group}")}
 
 
 def find(group: str, name: str) -> Any:
