@@ -11,8 +11,11 @@ from tiny_experts import save_tiny_backbone, save_tiny_gen
 from tiny_mllms import save_tiny
 
 
-@pytest.mark.parametrize("options", [[], ["--probe.kind", "resampler", "--epochs", "1"]], ids=["exact", "trained"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("llava", []), ("qwen2_vl", ["--probe.kind", "resampler", "--epochs", "1"])],
+    ids=["llava, exact", "qwen2_vl, trained"],
+)
 def test_train_evaluate_and_plot_on_coco(family: str, options: list[str], shared: Path, tmp_path: Path) -> None:
     coco = shared / "coco-sample"
     save_tiny(family, tmp_path / family)

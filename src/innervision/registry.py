@@ -9,16 +9,16 @@
 """
 
 from functools import cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from innervision.errors import InnerVisionError
 
 
-@cache  # looking through all packages takes 15 ms, and a run asks often
-def installed(group: str) -> EntryPoints:
-    """Give what was installed of a group when it was first asked for."""
-    return entry_points(group=group)
+@cache
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """Give what is there of a group when it is first asked for: looking through all packages takes a while."""
+    return tuple(entry_points(group=group))
 
 
 def offered(group: str) -> dict[str, EntryPoint]:

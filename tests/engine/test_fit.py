@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,58 +19,31 @@ from innervision.engine.interrupt import Stopped
 from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM
-from innervision.targets.depth import DepthTarget
-from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
 from other_process import holding
 from stand_ins import KnownTarget, StandInMLLM, StopAt, weights, write_noise_images
-from tiny_experts import save_tiny_backbone, save_tiny_depth, save_tiny_gen
 from tiny_mllms import save_tiny
 from together import run_together
 from train_runs import train
 
-Fit = Callable[..., dict]
+
+@pytest.fixture
+def settings(settings: TrainSettings) -> TrainSettings:
+    probe = ProbeSettings(kind="resampler", heads=2, dim_head=8)
+    return replace(settings, probe=probe, epochs=2, batch_size=5, micro_batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models and a dozen images."""
-    root = tmp_path_factory.mktemp("train")
-    save_tiny("llava", root / "llava")
-    save_tiny_depth(root / "depth")
-    save_tiny_gen(root / "gen")
-    save_tiny_backbone(root / "backbone")
-    write_noise_images(root / "images", 13, size=(40, 60))
-    return root
-
-
-@pytest.fixture(scope="module")
-def mllm(folder: Path) -> MLLM:
-    return MLLM.load(str(folder / "llava"), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def targets(folder: Path) -> list[Target]:
-    return [
-        DepthTarget.load(str(folder / "depth"), device="cpu", size=56),
-        GenTarget.load(str(folder / "gen"), device="cpu"),
-    ]
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole") / "run"
 
 
 @pytest.fixture
-def settings(folder: Path, tmp_path: Path) -> TrainSettings:
-    return TrainSettings(
-        mllm=str(folder / "llava"),
-        targets=f"depth={folder / 'depth'},gen={folder / 'gen'}",
-        images=str(folder / "images"),
-        out=str(tmp_path / "run"),
-        probe=ProbeSettings(kind="resampler", heads=2, dim_head=8),
-        epochs=2,
-        batch_size=5,
-        micro_batch_size=2,
-        workers=0,
-        save_minutes=0,
-    )
+def whole(settings: TrainSettings, mllm: MLLM, targets: list[Target], kept: Path) -> Path:
+    """The finished run of these settings, made once; tests only read it."""
+    if not kept.exists():
+        fit(replace(settings, out=str(kept)), mllm=mllm, targets=targets, progress=False)
+    return kept
 
 
 def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -81,10 +53,9 @@ def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
 
 
 def test_probes_trained_together_are_those_trained_alone(
-    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, whole: Path
 ) -> None:
-    fit(settings, mllm=mllm, targets=targets, progress=False)
-    together = weights(settings.out)
+    together = weights(whole)
     for target in targets:
         for layer in ("vision", "2"):
             alone = replace(settings, layers=layer, out=str(tmp_path / f"{target.name}{layer}"))
@@ -104,13 +75,12 @@ def test_training_lowers_the_loss_of_every_probe(settings: TrainSettings, mllm: 
 
 
 def test_micro_batches_add_up_to_the_batch(
-    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], whole: Path
 ) -> None:
-    fit(settings, mllm=mllm, targets=targets, progress=False)
-    whole = replace(settings, micro_batch_size=5, out=str(tmp_path / "whole"))
-    fit(whole, mllm=mllm, targets=targets, progress=False)
-    for key, value in weights(whole.out).items():
-        torch.testing.assert_close(value, weights(settings.out)[key], atol=2e-5, rtol=1e-3, msg=key)
+    at_once = replace(settings, micro_batch_size=5)
+    fit(at_once, mllm=mllm, targets=targets, progress=False)
+    for key, value in weights(at_once.out).items():
+        torch.testing.assert_close(value, weights(whole)[key], atol=2e-5, rtol=1e-3, msg=key)
 
 
 def test_the_first_step_is_adamw_on_the_mean_loss_over_the_batch(
@@ -158,37 +128,34 @@ def test_the_learning_rate_rises_and_falls_along_a_cosine(settings: TrainSetting
         assert line["learning_rate"] == pytest.approx(settings.lr * share, rel=1e-6)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_resumes_to_the_same_bits(
-    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, sent: int
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], whole: Path
 ) -> None:
-    fit(settings, mllm=mllm, targets=targets, progress=False)
-    broken = replace(settings, out=str(tmp_path / "stopped"), save_minutes=1000)
-    stopping = [StopAt(targets[0], 5, sent), targets[1]]
+    broken = replace(settings, save_minutes=1000)
+    stopping = [StopAt(targets[0], 5, signal.SIGTERM), targets[1]]
     with pytest.raises(Stopped, match="stopped after step 2 of 6"):
         fit(broken, mllm=mllm, targets=stopping, progress=False)
     assert not list((Path(broken.out) / "probes").glob("*"))
     fit(broken, resume=True, mllm=mllm, targets=targets, progress=False)
-    assert_same_bits(weights(settings.out), weights(broken.out))
+    assert_same_bits(weights(whole), weights(broken.out))
     logs = [
         [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in file.open()]
-        for file in (Path(run) / "train/log.jsonl" for run in (settings.out, broken.out))
+        for file in (Path(run) / "train/log.jsonl" for run in (whole, broken.out))
     ]
     assert logs[0] == logs[1]
 
 
 def test_a_run_is_resumed_with_other_micro_batches_to_the_same_probes_but_for_rounding(
-    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(settings, mllm=mllm, targets=targets, progress=False)
-    broken = replace(settings, out=str(tmp_path / "stopped"), save_minutes=1000)
+    broken = replace(settings, save_minutes=1000)
     stopping = [StopAt(targets[0], 5, signal.SIGTERM), targets[1]]
     with pytest.raises(Stopped):
         fit(broken, mllm=mllm, targets=stopping, progress=False)
     now = replace(broken, micro_batch_size=1)
     fit(now, resume=True, mllm=mllm, targets=targets, progress=False)
     for key, value in weights(broken.out).items():
-        torch.testing.assert_close(value, weights(settings.out)[key], atol=1e-3, rtol=1e-2, msg=key)
+        torch.testing.assert_close(value, weights(whole)[key], atol=1e-3, rtol=1e-2, msg=key)
     [note] = yaml.safe_load((Path(broken.out) / "run.yaml").read_text())["record"]["notes"]
     assert note.startswith(f"micro_batch_size is 1 from step 3 on, {settings.micro_batch_size} before")
     assert note in capsys.readouterr().err
@@ -526,9 +493,8 @@ def test_two_targets_of_one_kind_share_a_pass(settings: TrainSettings, folder: P
     assert not torch.equal(*(bank.probes["1"].latents for bank in banks.values()))
 
 
-def test_what_the_run_was_made_on_is_recorded(settings: TrainSettings, mllm: MLLM, targets: list[Target]) -> None:
-    fit(settings, mllm=mllm, targets=targets, progress=False)
-    setup = RunFolder(settings.out).record()["setup"]
+def test_what_the_run_was_made_on_is_recorded(whole: Path) -> None:
+    setup = RunFolder(whole).record()["setup"]
     assert setup["device"].startswith("cpu (")
     assert setup["dtype"] == {"mllm": "float32", "experts": "float32", "probes": "float32"}
     assert setup["processors"]["mllm"] == "CLIPImageProcessor (torchvision)"

@@ -22,11 +22,8 @@ from innervision.mllm import MLLM
 from innervision.probes import read_metadata
 from innervision.probes.cells import read_all, read_cells
 from innervision.report.files import read_scores
-from innervision.targets.depth import DepthTarget
-from innervision.targets.gen import GenTarget
 from innervision.targets.target import Target
 from stand_ins import KnownTarget, StandInMLLM, StopAt, weights, write_noise_images
-from tiny_experts import save_tiny_depth, save_tiny_gen
 from tiny_mllms import save_tiny
 
 COUNT = 33
@@ -34,41 +31,13 @@ LAYERS = [-1, 0, 4]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("exact")
-    save_tiny("llava", root / "llava")
-    save_tiny_depth(root / "depth")
-    save_tiny_gen(root / "gen")
-    write_noise_images(root / "images", COUNT, size=(60, 60))
-    return root
-
-
-@pytest.fixture(scope="module")
-def mllm(folder: Path) -> MLLM:
-    return MLLM.load(str(folder / "llava"), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def targets(folder: Path) -> list[Target]:
-    return [
-        DepthTarget.load(str(folder / "depth"), device="cpu", size=56),
-        GenTarget.load(str(folder / "gen"), device="cpu"),
-    ]
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_noise_images(tmp_path_factory.mktemp("images"), COUNT, size=(60, 60))
 
 
 @pytest.fixture
-def settings(folder: Path, tmp_path: Path) -> TrainSettings:
-    return TrainSettings(
-        mllm=str(folder / "llava"),
-        targets=f"depth={folder / 'depth'},gen={folder / 'gen'}",
-        images=str(folder / "images"),
-        out=str(tmp_path / "run"),
-        layers="vision,0,4",
-        batch_size=8,
-        micro_batch_size=3,
-        workers=0,
-        save_minutes=0,
-    )
+def settings(settings: TrainSettings, images: Path) -> TrainSettings:
+    return replace(settings, images=str(images), layers="vision,0,4", batch_size=8, micro_batch_size=3)
 
 
 def test_probes_are_ridge_regressions_from_the_states_at_each_place(
@@ -124,24 +93,25 @@ def test_batches_do_not_matter(settings: TrainSettings, mllm: MLLM, targets: lis
         torch.testing.assert_close(value, second[key], rtol=1e-3, atol=1e-5, msg=key)  # states differ by batch
 
 
-@pytest.mark.parametrize("number", [1, 4, 7, 10])
 def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(
-    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path, number: int
+    settings: TrainSettings, mllm: MLLM, targets: list[Target], tmp_path: Path
 ) -> None:
     fit(settings, mllm=mllm, targets=targets, progress=False)
-    stopped = replace(settings, out=str(tmp_path / "stopped"))
-    with pytest.raises(Stopped):
-        fit(stopped, mllm=mllm, targets=[StopAt(targets[0], number), targets[1]], progress=False)
-    fit(stopped, resume=True, mllm=mllm, targets=targets, progress=False)
-    first, second = weights(settings.out), weights(stopped.out)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
-    for target in targets:
-        facts = [
-            read_metadata(Path(run) / f"probes/{target.name}.safetensors")["facts"]
-            for run in (settings.out, stopped.out)
-        ]
-        assert facts[0] == facts[1]
+    whole = weights(settings.out)
+    for number in (1, 4, 7, 10):
+        stopped = replace(settings, out=str(tmp_path / f"stopped{number}"))
+        with pytest.raises(Stopped):
+            fit(stopped, mllm=mllm, targets=[StopAt(targets[0], number), targets[1]], progress=False)
+        fit(stopped, resume=True, mllm=mllm, targets=targets, progress=False)
+        again = weights(stopped.out)
+        assert whole.keys() == again.keys()
+        assert all(torch.equal(value, again[key]) for key, value in whole.items()), number
+        for target in targets:
+            facts = [
+                read_metadata(Path(run) / f"probes/{target.name}.safetensors")["facts"]
+                for run in (settings.out, stopped.out)
+            ]
+            assert facts[0] == facts[1]
 
 
 def test_the_layer_that_carries_the_features_is_found(tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def test_changed_vision_features_are_what_the_projector_gets(
         hook.remove()
     assert torch.equal(changed[VISION], plain[VISION])
     for layer in (0, 1):
-        torch.testing.assert_close(changed[layer], by_hook[layer], atol=1e-6, rtol=1e-5)
+        # both are float32, in sums of another order; what was changed is a hundred times as much
+        torch.testing.assert_close(changed[layer], by_hook[layer], atol=1e-5, rtol=1e-5)
         assert not torch.allclose(changed[layer], plain[layer], atol=1e-3), layer
 
 
