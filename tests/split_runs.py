@@ -16,13 +16,12 @@ from innervision.mllm import MLLM
 
 
 def train_and_score(index: int, settings: TrainSettings, data: str, split: int) -> list[str]:
-    """Train on scenes of the world, and score similarity, depth and seg."""
+    """Train on scenes of the world, and score similarity and depth."""
     trained = [*fit(replace(settings, split_mllm=split), progress=False)]
     common: dict[str, Any] = {"split_mllm": split, "batch_size": 3, "workers": 0, "device": "cpu"}
     images = EvaluateSettings(images=f"{data}/val2017", **common)
     evaluate_similarity(settings.out, images, progress=False)
     evaluate_task(settings.out, "depth", TaskSettings(data=f"{data}/da2k", **common), progress=False)
-    evaluate_task(settings.out, "seg", TaskSettings(data=data, **common), progress=False)
     return trained
 
 
