@@ -42,7 +42,10 @@ class Mesh:
             rank.count > 1,
             f"split_mllm={split} needs as many processes: torchrun --nproc-per-node {split} -m innervision …",
         )
-        require(rank.count % split == 0, f"{rank.count} processes cannot hold MLLMs by {split} (split_mllm)")
+        require(
+            rank.count % split == 0,
+            f"{rank.count} processes do not make whole groups of {split} that hold an MLLM (split_mllm)",
+        )
         rows = [[*range(start, start + split)] for start in range(0, rank.count, split)]
         columns = [[*range(column, rank.count, split)] for column in range(split)]
         return cls(rank, rank.among(columns, "column"), rank.among(rows, "row"))
@@ -60,8 +63,8 @@ class Mesh:
         """
         require(
             len(layers) >= self.layers.count,
-            f"{self.layers.count} processes hold the MLLM together (split_mllm), and only {len(layers)} layers are "
-            "probed: each process needs the probes of one at least",
+            f"{self.layers.count} processes hold the MLLM together (split_mllm), and each needs the probes of one "
+            f"layer at least; {len(layers)} are probed",
         )
         return [*layers[self.layers.index :: self.layers.count]]
 
