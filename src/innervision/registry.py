@@ -8,22 +8,15 @@
 | layouts | checkpoints that are not in Hugging Face's layout | `innervision.checkpoints.layout.Layout` |
 """
 
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from innervision.errors import InnerVisionError
 
 
-@cache
-def installed(group: str) -> tuple[EntryPoint, ...]:
-    """Give what is there of a group when it is first asked for: looking through all packages takes a while."""
-    return tuple(entry_points(group=group))
-
-
 def offered(group: str) -> dict[str, EntryPoint]:
     """Give all that is installed of a group, by name; nothing is imported."""
-    return {entry.name: entry for entry in installed(f"innervision.{group}")}
+    return {entry.name: entry for entry in entry_points(group=f"innervision.{group}")}
 
 
 def find(group: str, name: str) -> Any:

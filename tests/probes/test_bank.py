@@ -218,7 +218,7 @@ class Low(Probe):
 
 def test_a_probe_of_another_package_takes_options_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("low", "test_bank:Low", "innervision.probes")
-    monkeypatch.setattr("innervision.registry.installed", lambda group: [entry])
+    monkeypatch.setattr("innervision.registry.entry_points", lambda group: [entry])
     monkeypatch.setattr(EntryPoint, "load", lambda self: Low)
     settings = ProbeSettings(kind="low", options={"rank": 3})
     bank = ProbeBank.for_models(SomeMLLM(), SomeTarget(), [1], settings)

@@ -81,7 +81,7 @@ def test_other_packages_bring_their_own_kinds(monkeypatch: pytest.MonkeyPatch, t
         EntryPoint("gone", "no_such_package:Target", "innervision.targets"),
     ]
     installed = {"innervision.targets": entries}
-    monkeypatch.setattr("innervision.registry.installed", lambda group: installed.get(group, []))
+    monkeypatch.setattr("innervision.registry.entry_points", lambda group: installed.get(group, []))
     [target] = load_targets(f"geometry={save_tiny_depth(tmp_path / 'expert')}", device="cpu")
     assert (target.name, target.num_tokens) == ("geometry", 576)
     with pytest.raises(InnerVisionError, match=r"'gone' \(no_such_package:Target\) cannot be imported"):
