@@ -20,7 +20,7 @@ from innervision.report.caption import caption
 from innervision.report.files import Facts, evaluations_of, read_facts, read_scores, read_settings, run_protocol
 from innervision.report.panels import COLORS, STYLE, STYLES, Curve, Style, add_legend, draw_panel, plain_text
 from innervision.report.seeds import join_seeds, of_one_setting
-from innervision.report.tables import in_order, summarize
+from innervision.report.tables import in_order, read_summary
 
 WIDTHS = (3.3, 6.9)
 """Inches of a figure for paper: one column of text, or two."""
@@ -205,7 +205,7 @@ def read_run(path: str | Path, name: str | None = None) -> ScoredRun:
     for evaluation, known in facts.items():
         scores = read_scores(path, evaluation)
         metrics |= known.metrics
-        summary = summarize(scores, known.metrics).assign(evaluation=evaluation_of(evaluation))
+        summary = read_summary(path, evaluation).assign(evaluation=evaluation_of(evaluation))
         parts += [summary[summary["target"] == target] for target in scores["target"].unique()]
     protocol = run_protocol(path, next(iter(facts.values())))
     return ScoredRun(Path(path), protocol, pd.concat(parts, ignore_index=True), metrics, facts)

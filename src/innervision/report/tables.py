@@ -64,7 +64,7 @@ def tabulate(run: str | Path, evaluation: str = "similarity") -> Tabulated:
     """
     scores = read_scores(run, evaluation)
     facts = read_facts(run, evaluation)
-    summary = summarize(scores, facts.metrics)
+    summary = read_summary(run, evaluation)
     protocol = run_protocol(run, facts)
     return Tabulated(summary, format_table(summary, scores["target"].unique(), facts.metrics, protocol))
 
