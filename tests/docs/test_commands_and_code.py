@@ -172,9 +172,10 @@ def provide_runs() -> None:
 
 
 def run_commands(page: str) -> None:
-    """Run the commands of a page in their order."""
+    """Run the commands of a page in their order, but for those that an earlier page has, too."""
+    first = {" ".join(command.words): command for command in reversed(commands())}
     for command in commands():
-        if command.page != page or not run_here(command):
+        if command.page != page or not run_here(command) or command != first[" ".join(command.words)]:
             continue
         words = [each for word in command.innervision or () for each in (sorted(glob(word)) if "*" in word else [word])]
         if words[0] == "train" and "--out" in words:
