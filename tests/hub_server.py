@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+import pytest
+from huggingface_hub import constants
 
 LARGE = 1000
 TOKEN = "hf_secret"
@@ -24,6 +28,8 @@ class Repository:
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """By hash, in their order."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Name -> hash of a commit."""
 
     def __post_init__(self) -> None:
         self.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
@@ -34,7 +40,8 @@ class Repository:
         return digest
 
     def find(self, revision: str) -> str | None:
-        return list(self.commits)[-1] if revision == "main" else revision if revision in self.commits else None
+        known = {commit: commit for commit in self.commits} | self.tags | {"main": list(self.commits)[-1]}
+        return known.get(revision)
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -218,6 +225,18 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
 def git_hash(content: bytes) -> str:
     """As `git hash-object` gives it."""
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def stand_in_for_the_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let huggingface_hub talk to the server, with its cache in a folder."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its server is another one
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @contextmanager

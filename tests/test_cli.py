@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -367,7 +366,6 @@ def test_a_task_of_another_package_brings_settings_of_its_own(
     (tmp_path / "counting-1.dist-info/METADATA").write_text("Name: counting\nVersion: 1\n")
     (tmp_path / "counting-1.dist-info/entry_points.txt").write_text("[innervision.tasks]\ncount = counting:Count\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("innervision.registry.installed", lambda group: entry_points(group=group))
     calls, evaluate = Calls(), ModuleType("evaluate")
     evaluate.evaluate_task = calls  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "innervision.engine.evaluate", evaluate)

@@ -1,13 +1,18 @@
-"""What is installed: it holds what it needs and no more, and works away from the clone."""
+"""What is published: source and wheel hold what they need and no more, and the wheel works away from the clone."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import innervision
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/innervision"
@@ -15,14 +20,35 @@ MEGABYTES = 18
 """Most that the models of the world may take."""
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build it as `pip install .` would, with what `make setup` has fetched."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "uv", "build", "--wheel", "--offline", "--quiet", "--out-dir", str(folder)]
-    built = subprocess.run([*command, str(ROOT)], capture_output=True, text=True)
+def build(source: Path, out: Path, *options: str) -> None:
+    """Build as `python -m build` and `pip install` do, with what `make setup` has fetched."""
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "build",
+        *options,
+        "--offline",
+        "--quiet",
+        "--out-dir",
+        str(out),
+        str(source),
+    ]
+    built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    [path] = folder.glob("*.whl")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution, and the wheel that is made from it."""
+    folder = tmp_path_factory.mktemp("published")
+    build(ROOT, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(published: Path) -> Path:
+    [path] = published.glob("*.whl")
     return path
 
 
@@ -56,6 +82,48 @@ def test_it_holds_the_package_and_no_tools(wheel: Path) -> None:
         name.split("/")[3] for name in models
     }
     assert sum(models.values()) < MEGABYTES * 1e6
+
+
+def test_the_source_distribution_holds_the_package_and_what_builds_it(published: Path) -> None:
+    [path] = published.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    beside = {name for name in names if not name.startswith("src/innervision/")}
+    assert beside == {".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
+
+
+def test_its_description_is_shown_by_package_indexes(published: Path) -> None:
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, published.glob("innervision-*"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_its_version_is_that_of_the_package_and_of_the_citation(wheel: Path) -> None:
+    [_, version, *_] = wheel.stem.split("-")
+    assert version == innervision.__version__
+    assert re.findall(r"^ *version = \{(.*)\},$", (ROOT / "README.md").read_text(), re.MULTILINE) == [version]
+
+
+def test_what_the_container_copies_is_there_and_can_be_installed(tmp_path: Path) -> None:
+    source, lines = tmp_path / "source", (ROOT / "Dockerfile").read_text().splitlines()
+    seen = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    source.mkdir()
+    for line in lines:
+        if line.startswith("COPY "):
+            *names, place = line.split()[1:]
+            assert set(names) <= seen
+            for name in names:
+                here = ROOT / name
+                if here.is_dir():  # COPY takes what a folder holds
+                    target = source / Path(place).relative_to("/source")
+                    shutil.copytree(here, target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(here, source)
+    build(source, tmp_path / "built", "--wheel")
+    [user] = [number for number, line in enumerate(lines) if line.startswith("USER ")]
+    assert lines[user].split()[1] != "root"
+    assert user < next(number for number, line in enumerate(lines) if line.startswith("ENTRYPOINT "))
 
 
 def test_its_demo_runs_from_another_folder(installed: Path, tmp_path: Path) -> None:

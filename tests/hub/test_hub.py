@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import ModelCard, constants, snapshot_download
 from safetensors.numpy import save_file
 
-from hub_server import TOKEN, HubServer, Repository, serve_hub
+from hub_server import HubServer, Repository, serve_hub, stand_in_for_the_hub
 from innervision.cli import main
 from innervision.config import TrainSettings
 from innervision.engine.run import RunFolder
@@ -28,15 +28,7 @@ IMAGES = [f"{name}.jpg" for name in "abcdef"]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     with serve_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its server is another one
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        stand_in_for_the_hub(server, monkeypatch, tmp_path)
         yield server
 
 

@@ -11,7 +11,7 @@ from innervision.cli import main
 from innervision.engine.run import RunFolder
 from innervision.world.dataset import write_scenes
 
-PAGE = Path(__file__).parents[1] / "docs/python.md"
+PAGE = Path(__file__).parents[2] / "docs/python.md"
 
 
 @pytest.fixture
