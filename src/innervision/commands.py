@@ -141,6 +141,10 @@ class Evaluate:
     """Score anew, whatever scores of these images or others the run has under this name."""
     table: bool = False
     """Show all layers, metrics and groups, not the best layers alone."""
+    dry_run: bool = False
+    """Say what scoring would take, from configurations alone, and do nothing."""
+    tflops: float | None = None
+    """With --dry-run: operations that a device does in a second, in 10¹², to say how long scoring would take."""
     trust_remote_code: bool = False
     """Run model code that comes with the MLLM's checkpoint. Only for sources that you trust."""
 
@@ -148,6 +152,11 @@ class Evaluate:
 def evaluate_similarity(call: Evaluate, settings: EvaluateSettings) -> None:
     """Score every layer by the similarity of its predictions to the expert's features."""
     run = _run_to_score(call, settings.images)
+    if call.dry_run:
+        from innervision.tasks.similarity import Similarity
+
+        _show_dry_run(call, run, Similarity(settings))
+        return
     from innervision.engine.evaluate import evaluate_similarity
 
     _show_scores(call, run, evaluate_similarity(run, settings, **_how(call)))
@@ -156,9 +165,18 @@ def evaluate_similarity(call: Evaluate, settings: EvaluateSettings) -> None:
 def evaluate_task(task: str, call: Evaluate, settings: TaskSettings) -> None:
     """Decode every layer's predictions with the expert's own head, and score them."""
     run = _run_to_score(call, settings.data if task in SETTINGS else ".")  # data of others may lie anywhere
+    if call.dry_run:
+        _show_dry_run(call, run, find("tasks", task)(settings))
+        return
     from innervision.engine.evaluate import evaluate_task
 
     _show_scores(call, run, evaluate_task(run, task, settings, **_how(call)))
+
+
+def _show_dry_run(call: Evaluate, run: Path, evaluation: Any) -> None:
+    from innervision.engine.dry_run import dry_run_scoring
+
+    show(dry_run_scoring(run, evaluation, call.tflops, trust_remote_code=call.trust_remote_code))
 
 
 def _how(call: Evaluate) -> dict[str, Any]:
@@ -168,6 +186,7 @@ def _how(call: Evaluate) -> dict[str, Any]:
 
 def _run_to_score(call: Evaluate, data: str) -> Path:
     """Find a run and data, and say which models the run names."""
+    require(call.dry_run or call.tflops is None, "--tflops goes with --dry-run")
     from innervision.engine.run import RunFolder, table_name
     from innervision.hub.fetch import locate_own_run
 

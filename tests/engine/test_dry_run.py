@@ -15,10 +15,13 @@ from torch import nn
 from innervision.cli import main
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.engine.dry_run import dry_run
-from innervision.engine.estimate import Estimate, estimate
+from innervision.engine.estimate import Estimate, estimate, estimate_scoring
 from innervision.engine.live_memory import LiveMemory, find_cost
+from innervision.engine.run import RunFolder
 from innervision.errors import InnerVisionError
+from innervision.mllm import MLLM
 from innervision.probes import ProbeBank
+from innervision.targets import load_targets
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_depth, save_tiny_gen, save_tiny_seg
 from tiny_mllms import save_tiny
@@ -82,6 +85,28 @@ def test_memory_is_what_fitting_uses(kind: str, make: Callable) -> None:
         tensors = [each for state in learner.optimizer.state.values() for each in state.values()]
         sums = sum(each.nbytes for each in tensors) + found.probes
     assert found.fitting == pytest.approx(sums, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "make"), [("ridge", make_solver), ("resampler", make_descent)])
+def test_memory_is_what_scoring_uses(kind: str, make: Callable) -> None:
+    """Beside what predicting of the same models has at once, while the experts' features are kept."""
+    layers = range(4, 33, 4)
+    size = MEMORY_SIZES["tiny"]
+    settings = ProbeSettings(kind=kind, heads=size.heads(4))
+    dry = build(size, torch.device("meta"))
+    dry.mllm.model.float()
+    with torch.device("meta"):
+        banks = {target.name: ProbeBank.for_models(dry.mllm, target, layers, settings) for target in dry.targets}
+    found = estimate_scoring(dry.mllm, dry.targets, banks, dry.batch.inputs)
+    bench = build(size, torch.device("cpu"))
+    learner = make(bench, layers)
+    with torch.no_grad(), LiveMemory() as live:
+        kept = [target.encode(bench.batch.pixels[target.name]) for target in bench.targets]
+        learner.session.predict(bench.batch.inputs, learner.banks, lambda *_: None)
+    del kept
+    pixels = sum(each.nbytes for each in bench.batch.pixels.values())  # these were there before
+    assert found.per_batch == pytest.approx(live.peak + pixels, rel=0.15)
+    assert found.probes == sum(each.nbytes for bank in learner.banks.values() for each in bank.state_dict().values())
 
 
 def test_operations_are_those_of_the_formulas_at_full_size() -> None:
@@ -163,6 +188,31 @@ def test_an_mllm_that_needs_values_is_said(settings: TrainSettings, tmp_path: Pa
     save_tiny("idefics3", tmp_path / "idefics3")
     with pytest.raises(InnerVisionError, match=r"idefics3 cannot be run without values .*: a dry run is not known for"):
         dry_run(replace(settings, mllm=str(tmp_path / "idefics3")))
+
+
+def test_scoring_says_what_it_would_take_and_writes_nothing(
+    settings: TrainSettings, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(settings.out)
+    experts = {kind: {"kind": kind, "name": str(folder / kind)} for kind in ("depth", "gen", "seg")}
+    run.write_settings(settings, {"experts": experts, "layers": [0, 2, 4]})
+    mllm = MLLM.load(settings.mllm, device="meta", dtype=torch.float32)
+    mllm.widths = dict.fromkeys(range(5), 32)
+    for target in load_targets(settings.targets, device="meta"):
+        bank = ProbeBank.for_models(mllm, target, [0, 2, 4])
+        bank.mean.zero_()
+        bank.save(run.probes(target.name))
+    before = sorted(run.path.rglob("*"))
+    words = ["evaluate", "similarity", settings.out, "--images", str(folder / "images"), "--dry-run", "--device", "cpu"]
+    assert main([*words, "--tflops", "1", "--batch-size", "16", "--limit", "20"]) == 0
+    said = capsys.readouterr().out
+    assert "20 images, 16 at once: 2 batches\n" in said
+    assert "weights: seg" in said
+    assert "hours of one device" in said
+    assert "AdamW" not in said
+    assert sorted(run.path.rglob("*")) == before
+    assert main([*words[:5], "--tflops", "1"]) == 1
+    assert "--tflops goes with --dry-run" in capsys.readouterr().err
 
 
 def test_speed_goes_with_a_dry_run(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:

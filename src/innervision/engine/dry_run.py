@@ -1,26 +1,30 @@
-"""innervision train … --dry-run: what a run would take, before anything is loaded."""
+"""innervision train … --dry-run, and evaluate: what they would take, before anything is loaded."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import PIL.Image
 import torch
 
-from innervision.config import VISION, TrainSettings, parse_layers
+from innervision.config import VISION, ProbeSettings, TrainSettings, parse_layers
 from innervision.data import find_images
-from innervision.engine.estimate import Estimate, estimate
+from innervision.engine.estimate import Estimate, estimate, estimate_scoring
 from innervision.engine.memory import in_units
 from innervision.engine.mesh import Mesh
 from innervision.engine.processes import Rank
+from innervision.engine.run import RunFolder
 from innervision.engine.solver import FRACTIONS
 from innervision.engine.steps import count_images, plan_steps
 from innervision.errors import require
-from innervision.mllm import MLLM
+from innervision.mllm import MLLM, Inputs
 from innervision.mllm.split import check_split
 from innervision.original.protocol import PROTOCOLS
-from innervision.probes import ProbeBank
+from innervision.probes import ProbeBank, read_metadata
 from innervision.registry import find
 from innervision.targets import load_targets
+from innervision.tasks.evaluation import Evaluation
 
 CARDS = (24, 48, 80, 141)
 """Memory of common accelerators in GB, of which a tenth is left free."""
@@ -59,14 +63,7 @@ def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remot
     number = len(images) if settings.limit is None else min(len(images), settings.limit)
     on_cpu = settings.device == "cpu"
     dtype = getattr(torch, settings.dtype or ("float32" if on_cpu else "bfloat16"))
-    mllm = MLLM.load(
-        settings.mllm,
-        revision=settings.revision,
-        dtype=dtype,
-        device="meta",
-        template=settings.template,
-        trust_remote_code=trust_remote_code,
-    )
+    mllm = _mllm(settings, dtype, trust_remote_code)
     targets = load_targets(settings.targets, device="meta")
     source = _source(mllm)
     layers = parse_layers(settings.layers, mllm.num_layers, VISION in source.widths)
@@ -74,9 +71,7 @@ def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remot
     if split > 1:
         check_split(mllm.model, split, mllm.name)
     batch = min(settings.micro_batch_size, number)
-    inputs = PROTOCOLS[settings.protocol].inputs(mllm.builder, settings.prompt, "train")(
-        [PIL.Image.new("RGB", SIDES, (128, 128, 128))] * batch
-    )
+    inputs = _inputs(mllm, settings, "train", batch)
 
     def estimate_of(layers: Sequence[int]) -> Estimate:
         with torch.device("meta"):
@@ -97,7 +92,7 @@ def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remot
         milestones=count_images(FRACTIONS, number) if exact else [],
     )
     lines = [
-        *_memory(part, batch, exact),
+        *_memory(part, batch, "micro_batch_size", "their sums" if exact else "their gradients and AdamW's state"),
         "",
         f"{number:,} images, {settings.batch_size} a step of all processes: {len(steps):,} steps in "
         f"{epochs} {'epoch' if epochs == 1 else 'epochs'}",
@@ -105,6 +100,81 @@ def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remot
         f"on disk: {in_units(whole.probes, 'B')} of probes, and {in_units(whole.state, 'B')} to resume while it works",
     ]
     return "\n".join(lines)
+
+
+def dry_run_scoring(
+    path: str | Path, evaluation: Evaluation, tflops: float | None = None, *, trust_remote_code: bool = False
+) -> str:
+    """Say what scoring a run would take in each process, as a table. Decoding by the experts' heads is left out.
+
+    Args:
+        path: of the run's folder.
+        evaluation: what would be scored, on which images.
+        tflops: operations that a device does in a second, in 10¹².
+        trust_remote_code: run model code that comes with the MLLM's checkpoint.
+
+    Raises:
+        InnerVisionError: a configuration cannot be had, or nothing is known of such a run.
+    """
+    run, settings = RunFolder(path), evaluation.settings
+    trained = run.trained_settings()
+    require(trained.quantization is None, "a dry run does not know quantized models, as this run's is")
+    require(tflops is None or tflops > 0, f"tflops must be above 0, not {tflops}")
+    names = evaluation.choose({name: expert["kind"] for name, expert in run.record().get("experts", {}).items()})
+    images = len(evaluation.images) if settings.limit is None else min(len(evaluation.images), settings.limit)
+    dtype = getattr(torch, trained.dtype or ("float32" if settings.device == "cpu" else "bfloat16"))
+    mllm = _mllm(trained, dtype, trust_remote_code)
+    targets = load_targets(trained.targets, only=names, device="meta", head=evaluation.head)
+    if settings.split_mllm > 1:
+        check_split(mllm.model, settings.split_mllm, mllm.name)
+    source, layers = _source(mllm), [int(layer) for layer in run.record()["layers"]]
+    batch = min(settings.batch_size, images)
+    inputs = _inputs(mllm, trained, evaluation.name, batch)
+
+    def estimate_of(layers: Sequence[int]) -> Estimate:
+        with torch.device("meta"):
+            banks = {
+                target.name: ProbeBank.for_models(source, target, layers, _probe(run, target.name))
+                for target in targets
+            }
+        return estimate_scoring(mllm, targets, banks, inputs, settings.split_mllm)
+
+    whole = estimate_of(layers)
+    part = estimate_of(Mesh(layers=Rank(0, settings.split_mllm)).own(layers)) if settings.split_mllm > 1 else whole
+    lines = [
+        *_memory(part, batch, "batch_size"),
+        "",
+        f"{images:,} images, {settings.batch_size} at once: {math.ceil(images / settings.batch_size):,} batches",
+        *_operations(whole, images, tflops),
+    ]
+    if evaluation.head:
+        lines.append(
+            f"on top: for each image and each of {len(layers)} layers the experts' heads decode the prediction and the "
+            "floors; what that takes is not known before"
+        )
+    return "\n".join(lines)
+
+
+def _probe(run: RunFolder, target: str) -> ProbeSettings:
+    return ProbeSettings(**read_metadata(run.probes(target))["probe"])
+
+
+def _mllm(settings: TrainSettings, dtype: torch.dtype, trust_remote_code: bool) -> MLLM:
+    """Make the MLLM of a run without weights."""
+    return MLLM.load(
+        settings.mllm,
+        revision=settings.revision,
+        dtype=dtype,
+        device="meta",
+        template=settings.template,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _inputs(mllm: MLLM, settings: TrainSettings, script: str, batch: int) -> Inputs:
+    """Make the MLLM's inputs of a batch of images of the usual size."""
+    prepare = PROTOCOLS[settings.protocol].inputs(mllm.builder, settings.prompt, script)
+    return prepare([PIL.Image.new("RGB", SIDES, (128, 128, 128))] * batch)
 
 
 def _source(mllm: MLLM) -> _Source:
@@ -117,11 +187,12 @@ def _source(mllm: MLLM) -> _Source:
     return _Source(mllm.name, mllm.revision, mllm.num_layers, widths)
 
 
-def _memory(found: Estimate, batch: int, exact: bool) -> list[str]:
+def _memory(found: Estimate, batch: int, setting: str, fitting: str = "") -> list[str]:
+    """Make the table of memory; `fitting` says what probes need to be fitted, where they are."""
     rows = {
         **{f"weights: {name}": size for name, size in found.weights.items()},
         "probes": found.probes,
-        "their sums" if exact else "their gradients and AdamW's state": found.fitting,
+        **({fitting: found.fitting} if fitting else {}),
         f"pixels and features of {batch} images": found.kept,
     }
     largest = max(found.activations, key=found.activations.__getitem__)
@@ -134,7 +205,7 @@ def _memory(found: Estimate, batch: int, exact: bool) -> list[str]:
         "memory of each process",
         *(f"  {name:<{width}}  {in_units(size, 'B'):>9}" for name, size in rows.items()),
         f"the largest part: {biggest}",
-        "micro_batch_size that fits: " + ", ".join(f"{size or 'none'} in {card} GB" for card, size in fits.items()),
+        f"{setting} that fits: " + ", ".join(f"{size or 'none'} in {card} GB" for card, size in fits.items()),
     ]
 
 

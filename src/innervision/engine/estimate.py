@@ -20,7 +20,7 @@ from innervision.targets.target import Target
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one process takes. Everything in bytes or operations."""
+    """What one process takes. Everything in bytes or operations; what scoring does not have is 0."""
 
     weights: dict[str, int]
     """Of the MLLM and of each expert."""
@@ -74,14 +74,7 @@ def estimate(
     """
     batch, tokens = inputs.mask.shape
     widths = next(iter(banks.values())).info.widths
-    activations: dict[str, Cost] = dict(zip(("vision tower", "LLM"), _mllm_costs(mllm, inputs), strict=True))
-    experts: dict[str, Cost] = {}
-    kept = sum(_bytes(value) for value in inputs.tensors.values() if isinstance(value, Tensor))
-    for target in targets:
-        pixels = torch.empty(batch, 3, target.preparer.height, target.preparer.width, device="meta")
-        experts[target.name] = find_cost(partial(target.encode_pixels, pixels))
-        kept += _bytes(pixels) + 4 * batch * target.num_tokens * target.width
-    activations |= experts
+    activations, operations_of, kept = _frozen(mllm, targets, inputs)
     states = 4 * batch * tokens * max(widths.values())
     probes = sum(_module_bytes(bank) for bank in banks.values())
     exact = all(isinstance(probe, Ridge) for bank in banks.values() for probe in bank.probes.values())
@@ -101,11 +94,60 @@ def estimate(
         kept=kept,
         activations={name: cost.memory for name, cost in activations.items()},
         operations={
-            "MLLM": (activations["vision tower"].operations + activations["LLM"].operations) // batch,
-            "experts": sum(cost.operations for cost in experts.values()) // batch,
+            **operations_of,
             "probes": operations,
         },
     )
+
+
+@torch.no_grad()
+def estimate_scoring(
+    mllm: MLLM, targets: Sequence[Target], banks: Mapping[str, ProbeBank], inputs: Inputs, split: int = 1
+) -> Estimate:
+    """Find out what scoring takes, but for decoding by the experts' heads, whose weights count where they are there.
+
+    For the arguments see `estimate`.
+
+    Raises:
+        InnerVisionError: a part cannot be run without values.
+    """
+    batch, tokens = inputs.mask.shape
+    activations, operations, kept = _frozen(mllm, targets, inputs)
+    mask = torch.ones(batch, tokens, dtype=torch.bool, device="meta")
+    places = torch.empty(batch, tokens, 4, device="meta")
+    memory = of_probes = 0
+    for bank in banks.values():
+        bank.requires_grad_(False)
+        for layer, width in bank.info.widths.items():
+            states = torch.empty(batch, tokens, width, device="meta")
+            cost = find_cost(partial(bank, layer, states, mask, places))
+            memory, of_probes = max(memory, cost.memory + _bytes(states)), of_probes + cost.operations // batch
+    activations["probes"] = Cost(memory, of_probes * batch)
+    mllm_bytes = _module_bytes(mllm.model) if split == 1 else bytes_of_part(mllm.model, split)
+    return Estimate(
+        weights={"MLLM": mllm_bytes, **{target.name: _module_bytes(target) for target in targets}},
+        probes=sum(_module_bytes(bank) for bank in banks.values()),
+        fitting=0,
+        state=0,
+        kept=kept,
+        activations={name: cost.memory for name, cost in activations.items()},
+        operations={**operations, "probes": of_probes},
+    )
+
+
+def _frozen(mllm: MLLM, targets: Sequence[Target], inputs: Inputs) -> tuple[dict[str, Cost], dict[str, int], int]:
+    """Give the costs of the frozen models' parts for a batch, operations for an image, and bytes kept of a batch."""
+    batch = len(inputs.mask)
+    costs: dict[str, Cost] = dict(zip(("vision tower", "LLM"), _mllm_costs(mllm, inputs), strict=True))
+    operations = {"MLLM": sum(cost.operations for cost in costs.values()) // batch}
+    experts: dict[str, Cost] = {}
+    kept = sum(_bytes(value) for value in inputs.tensors.values() if isinstance(value, Tensor))
+    for target in targets:
+        pixels = torch.empty(batch, 3, target.preparer.height, target.preparer.width, device="meta")
+        experts[target.name] = find_cost(partial(target.encode_pixels, pixels))
+        kept += _bytes(pixels) + 4 * batch * target.num_tokens * target.width
+    operations["experts"] = sum(cost.operations for cost in experts.values()) // batch
+    return costs | experts, operations, kept
 
 
 def _mllm_costs(mllm: MLLM, inputs: Inputs) -> tuple[Cost, Cost]:

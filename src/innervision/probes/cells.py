@@ -1,6 +1,7 @@
 """What a layer's states say at each cell of a target's feature map."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -64,7 +65,8 @@ def read_cells(states: Tensor, mask: Tensor, places: Tensor, num_cells: int) -> 
     weights = weights * (areas[:, None] <= FINER * finest[..., None])
     seen = inside.any(dim=2)
     weights = torch.where(seen[..., None], weights / weights.sum(dim=2, keepdim=True), 0)
-    with torch.autocast(states.device.type, enabled=False):
+    device = states.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return torch.bmm(weights, states.masked_fill(~mask[..., None], 0).float()), seen
 
 
