@@ -44,7 +44,7 @@ class Trip:
 
 def train(index: int, settings: TrainSettings, resume: bool = False, trips: dict | None = None) -> list[str]:
     """Train; `trips` gives for some processes when in their work something happens, and what."""
-    processes.PULSE, processes.STALLED, processes.GRACE = 0.2, 3.0, 2.0
+    processes.PULSE, processes.STALLED = 0.2, 5.0  # short, and long enough for a machine that does much else
     root = Path(settings.mllm).parent
     mllm = MLLM.load(settings.mllm, device="cpu") if settings.split_mllm == 1 else None
     depth = DepthTarget.load(str(root / "depth"), device="cpu", size=56)
