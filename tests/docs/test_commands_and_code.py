@@ -167,7 +167,7 @@ def provide_runs() -> None:
     """
     shutil.rmtree("runs")
     shutil.copytree("scored", "runs/a")
-    for name in ("b", "llava", "llava-random", "tuned", "untrained", "a-s0", "a-s1"):
+    for name in ("b", "llava", "llava-random", "distilled", "tuned", "untrained", "a-s0", "a-s1"):
         shutil.copytree("scored", f"runs/{name}", ignore=shutil.ignore_patterns("seg.parquet", "seg.json", "seg.csv"))
     for name, own, other in (("b", "limit: null", "limit: 6"), ("a-s1", "seed: 0", "seed: 1")):
         settings = Path("runs", name, "run.yaml")
