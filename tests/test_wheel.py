@@ -127,8 +127,10 @@ def test_what_the_container_copies_is_there_and_can_be_installed(tmp_path: Path)
 
 
 def test_its_demo_runs_from_another_folder(installed: Path, tmp_path: Path) -> None:
-    code = "import innervision; from pathlib import Path; from innervision.world.demo import demonstrate; "
-    code += "print(innervision.__file__); demonstrate(Path('shown'), 8, 5, progress=False)"
+    """With the fewest scenes and MLLMs: of the others it is enough that their files are there."""
+    code = "import innervision; from pathlib import Path; from innervision.world import demo; "
+    code += "print(innervision.__file__); demo.RUNS = ('tuned', 'distilled'); "
+    code += "demo.demonstrate(Path('shown'), 5, 5, progress=False)"
     done = run(installed, tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(installed / "innervision/__init__.py")

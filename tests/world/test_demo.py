@@ -13,7 +13,8 @@ from tools.world.distill import LOSSES
 from innervision.data import read_panoptic
 from innervision.engine.run import RunFolder
 from innervision.report.files import read_scores
-from innervision.world.demo import DISTILLED, EVALUATIONS, RUNS, choose_scene, demonstrate, truth_of
+from innervision.world.demo import DISTILLED, EVALUATIONS, RUNS, demonstrate
+from innervision.world.demo.findings import choose_scene, truth_of
 from innervision.world.scenes import CATEGORIES, render
 
 
@@ -63,8 +64,8 @@ def test_it_ends_with_figures_and_scores_of_every_layer_and_task(demo: Path) -> 
 
 def test_finished_work_is_left_alone(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures and tables are written anew, the figures here by nobody."""
-    monkeypatch.setattr("innervision.world.demo.draw_curves", lambda runs, out: [out.with_suffix(".png")] * 2)
-    monkeypatch.setattr("innervision.world.demo.draw_scene", lambda runs, targets, scenes, out, index: out)
+    monkeypatch.setattr("innervision.world.demo.findings.draw_curves", lambda runs, out: [out.with_suffix(".png")] * 2)
+    monkeypatch.setattr("innervision.world.demo.findings.draw_scene", lambda runs, scenes, out: out)
     before = files_of(demo)
     demonstrate(demo, train=8, val=6, progress=False)
     after = files_of(demo)
