@@ -30,7 +30,7 @@ def main() -> None:
     """Time one and several processes in turn, and print the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--scenes", type=int, default=600)
+    parser.add_argument("--scenes", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fit", help=argparse.SUPPRESS)  # the folder, in a process that the benchmark has started
     given = parser.parse_args()

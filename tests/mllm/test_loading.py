@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from innervision.config import VISION
 from innervision.errors import InnerVisionError
@@ -76,6 +77,24 @@ def test_dtype_is_that_of_the_states(llava: Path, dtype: torch.dtype) -> None:
     seen: list[torch.dtype] = []
     mllm.visit(inputs, lambda _, states, __: seen.append(states.dtype), [VISION, 0, 4])
     assert seen == [dtype] * 3
+
+
+def test_auto_lets_accelerate_spread_the_layers(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = AutoModelForImageTextToText.from_pretrained
+
+    def load(*args: object, **options: object) -> object:
+        asked.append(options["device_map"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", load)
+    mllm = MLLM.load(str(llava), device="auto")
+    assert asked == ["auto"]
+    assert mllm.device_of(1) == next(mllm.decoder.layers[0].parameters()).device
+    with pytest.raises(InnerVisionError, match="device=auto spreads the weights of a checkpoint"):
+        MLLM.load(str(llava), device="auto", random_weights="llm")
+    with pytest.raises(InnerVisionError, match="device=auto works in one process"):
+        MLLM.load(str(llava), device="auto", split=2)
 
 
 @pytest.mark.parametrize(("bits", "option"), [("4bit", "load_in_4bit"), ("8bit", "load_in_8bit")])
