@@ -59,7 +59,8 @@ class Descent(Learner):
         """Share out the tensors of each probe over the processes that share the images, by PyTorch's FSDP2."""
         self.sharded = True
         images = self.mesh.images
-        group = images.group or distributed.distributed_c10d._get_default_group()
+        group = images.group or distributed.group.WORLD
+        assert group
 
         def where(parameter: nn.Parameter) -> Shard | None:
             """Choose the dimension that is shared out, as the queries' first one is 1; by default the first."""
@@ -174,7 +175,8 @@ class Descent(Learner):
 
     def _sum_over_processes(self) -> tuple[int, Losses]:
         """Sum the gradients of the step; give the number of its images, and each target's loss by layer."""
-        used = [parameter.grad is not None for parameter in self.parameters if not self.sharded]
+        parameters = [] if self.sharded else self.parameters  # FSDP2 sums its gradients itself
+        used = [parameter.grad is not None for parameter in parameters]
         losses = [float(loss) for by_layer in self.losses.values() for loss in by_layer.values()]
         told = torch.tensor([self.step_size, *losses, *used], dtype=torch.float64)
         self.mesh.images.sum([told])
@@ -182,7 +184,7 @@ class Descent(Learner):
         in_order = iter((told[1 : 1 + len(losses)] / max(size, 1)).tolist())
         used_somewhere = told[1 + len(losses) :].tolist()
         gradients = []
-        for parameter, somewhere in zip([] if self.sharded else self.parameters, used_somewhere, strict=True):
+        for parameter, somewhere in zip(parameters, used_somewhere, strict=True):
             if somewhere:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)

@@ -8,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 
-from innervision.config import VISION, ProbeSettings, TrainSettings, parse_layers
+from innervision.config import VISION, TrainSettings, parse_layers
 from innervision.data import find_images
 from innervision.engine.estimate import Estimate, estimate, estimate_scoring
 from innervision.engine.memory import in_units
@@ -21,7 +21,7 @@ from innervision.errors import require
 from innervision.mllm import MLLM, Inputs
 from innervision.mllm.split import check_split
 from innervision.original.protocol import PROTOCOLS
-from innervision.probes import ProbeBank, read_metadata
+from innervision.probes import ProbeBank, read_info
 from innervision.registry import find
 from innervision.targets import load_targets
 from innervision.tasks.evaluation import Evaluation
@@ -127,24 +127,23 @@ def dry_run_scoring(
     targets = load_targets(trained.targets, only=names, device="meta", head=evaluation.head)
     if settings.split_mllm > 1:
         check_split(mllm.model, settings.split_mllm, mllm.name)
-    source, layers = _source(mllm), [int(layer) for layer in run.record()["layers"]]
+    probes = {target.name: read_info(run.probes(target.name)) for target in targets}
+    layers = [*probes[names[0]][0].widths]
     batch = min(settings.batch_size, images)
     inputs = _inputs(mllm, trained, evaluation.name, batch)
 
     def estimate_of(layers: Sequence[int]) -> Estimate:
         with torch.device("meta"):
-            banks = {
-                target.name: ProbeBank.for_models(source, target, layers, _probe(run, target.name))
-                for target in targets
-            }
+            banks = {name: ProbeBank(info.only(layers), probe) for name, (info, probe) in probes.items()}
         return estimate_scoring(mllm, targets, banks, inputs, settings.split_mllm)
 
     whole = estimate_of(layers)
     part = estimate_of(Mesh(layers=Rank(0, settings.split_mllm)).own(layers)) if settings.split_mllm > 1 else whole
+    batches = math.ceil(images / settings.batch_size)
     lines = [
         *_memory(part, batch, "batch_size"),
         "",
-        f"{images:,} images, {settings.batch_size} at once: {math.ceil(images / settings.batch_size):,} batches",
+        f"{images:,} images, {settings.batch_size} at once: {batches:,} {'batch' if batches == 1 else 'batches'}",
         *_operations(whole, images, tflops),
     ]
     if evaluation.head:
@@ -153,10 +152,6 @@ def dry_run_scoring(
             "floors; what that takes is not known before"
         )
     return "\n".join(lines)
-
-
-def _probe(run: RunFolder, target: str) -> ProbeSettings:
-    return ProbeSettings(**read_metadata(run.probes(target))["probe"])
 
 
 def _mllm(settings: TrainSettings, dtype: torch.dtype, trust_remote_code: bool) -> MLLM:

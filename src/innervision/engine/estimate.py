@@ -84,10 +84,9 @@ def estimate(
     else:
         fitting, (work, operations) = 3 * probes, _gradients(banks, inputs)
         state = fitting  # the weights and two moments, without gradients
-    mllm_bytes = _module_bytes(mllm.model) if split == 1 else bytes_of_part(mllm.model, split)
     activations["probes"] = Cost(work + states, operations * batch)
     return Estimate(
-        weights={"MLLM": mllm_bytes, **{target.name: _module_bytes(target) for target in targets}},
+        weights=_weights(mllm, targets, split),
         probes=probes,
         fitting=fitting,
         state=state,
@@ -123,9 +122,8 @@ def estimate_scoring(
             cost = find_cost(partial(bank, layer, states, mask, places))
             memory, of_probes = max(memory, cost.memory + _bytes(states)), of_probes + cost.operations // batch
     activations["probes"] = Cost(memory, of_probes * batch)
-    mllm_bytes = _module_bytes(mllm.model) if split == 1 else bytes_of_part(mllm.model, split)
     return Estimate(
-        weights={"MLLM": mllm_bytes, **{target.name: _module_bytes(target) for target in targets}},
+        weights=_weights(mllm, targets, split),
         probes=sum(_module_bytes(bank) for bank in banks.values()),
         fitting=0,
         state=0,
@@ -133,6 +131,12 @@ def estimate_scoring(
         activations={name: cost.memory for name, cost in activations.items()},
         operations={**operations, "probes": of_probes},
     )
+
+
+def _weights(mllm: MLLM, targets: Sequence[Target], split: int) -> dict[str, int]:
+    """Give the bytes of the frozen models in a process."""
+    part = _module_bytes(mllm.model) if split == 1 else bytes_of_part(mllm.model, split)
+    return {"MLLM": part, **{target.name: _module_bytes(target) for target in targets}}
 
 
 def _frozen(mllm: MLLM, targets: Sequence[Target], inputs: Inputs) -> tuple[dict[str, Cost], dict[str, int], int]:

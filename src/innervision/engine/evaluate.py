@@ -30,7 +30,7 @@ from innervision.engine.session import Session, memory_errors
 from innervision.errors import InnerVisionError
 from innervision.files import locked
 from innervision.mllm import MLLM
-from innervision.probes import ProbeBank, read_metadata
+from innervision.probes import ProbeBank, read_info
 from innervision.registry import find
 from innervision.targets.target import Target
 from innervision.tasks.evaluation import Evaluation, Findings, join_findings
@@ -141,7 +141,7 @@ def _evaluate(
             split=evaluation.settings.split_mllm,
             trust_remote_code=trust_remote_code,
         )
-        layers = [*map(int, read_metadata(run.probes(names[0]))["widths"])]
+        layers = [*read_info(run.probes(names[0]))[0].widths]
         own = mesh.own(layers)
         banks = {target.name: ProbeBank.load(run.probes(target.name), own) for target in session.targets}
         for target in session.targets:

@@ -56,7 +56,8 @@ class Learner(ABC):
     def learn(self, batch: Batch) -> None:
         """Take a batch of this process's images: one pass of the MLLM and of each expert."""
 
-    def keep_pace(self, turns: int) -> None:  # noqa: B027  # most wait for nobody
+    @abstractmethod
+    def keep_pace(self, turns: int) -> None:
         """Do what others need of this process while they take so many more batches in this step."""
 
     @abstractmethod

@@ -132,6 +132,9 @@ class Solver(Learner):
         needed = any(bank.needs_places for bank in self.banks.values())
         self.session.read(batch.inputs, add, self.layers, places=needed)
 
+    def keep_pace(self, turns: int) -> None:
+        """Do nothing: the sums of a step need nobody else."""
+
     def finish_step(self) -> dict[str, Any]:
         """Count the step, and solve for what was seen so far if it is a milestone."""
         size = torch.tensor(self.step_size)

@@ -177,7 +177,7 @@ class MLLM:
             mllm.visit(sample, lambda *_: None, [0])
             if split > 1:  # found now, while all processes run the model
                 mllm.has_vision_layer()
-                require(len(mllm.widths) > 0, "it shows no layer")
+                mllm.width(mllm.num_layers)
         if random_weights == "llm":
             mllm.randomize_decoder(seed)
         return mllm

@@ -1,11 +1,11 @@
 """An MLLM that several processes hold together: each has a part of every layer, by Transformers' tensor parallelism."""
 
-import re
 from typing import Any
 
 from torch import distributed
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
+from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
 from innervision.errors import InnerVisionError, require
 from innervision.mllm.architecture import find_decoder
@@ -65,7 +65,7 @@ def bytes_of_part(model: PreTrainedModel, split: int) -> int:
     plan = model.tp_plan or {}
     total = 0
     for name, parameter in model.named_parameters():
-        module, _, kind = re.sub(r"\d+", "*", name).rpartition(".")
+        module, _, kind = replace_layer_number_by_wildcard(name).rpartition(".")
         style = plan.get(module, plan.get(f"{module}.{kind}", ""))
         shared = any(word in style for word in ("colwise", "rowwise", "experts")) and not (
             style.endswith("rowwise") and kind == "bias"

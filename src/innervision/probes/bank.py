@@ -256,15 +256,8 @@ class ProbeBank(nn.Module):
             InnerVisionError: the file is missing, broken or no probe bank, lacks one of the layers, does not hold what
                 its metadata names, or has weights that are not finite.
         """
-        metadata = read_metadata(path)
-        try:
-            widths = {int(layer): int(width) for layer, width in metadata["widths"].items()}
-            info = BankInfo(**{**{key: metadata[key] for key in BankInfo.__annotations__}, "widths": widths})
-            settings = ProbeSettings(**metadata["probe"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InnerVisionError(f"{path} does not say what its probes are: {error!r}") from error
-        if not widths:
-            raise InnerVisionError(f"{path} holds no probe")
+        info, settings = read_info(path)
+        widths = info.widths
         if layers is not None:
             if lacking := [layer for layer in layers if layer not in widths]:
                 raise InnerVisionError(f"{path} has no probe of layer {', '.join(map(str, lacking))}")
@@ -319,3 +312,21 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         found = metadata.get("format") if isinstance(metadata, dict) else None
         raise InnerVisionError(f"{path} has format {found}; this version of InnerVision reads format {FORMAT}")
     return metadata
+
+
+def read_info(path: str | Path) -> tuple[BankInfo, ProbeSettings]:
+    """Read what the probes of a file are, without their weights.
+
+    Raises:
+        InnerVisionError: the file is missing, broken or no probe bank, or does not say it.
+    """
+    metadata = read_metadata(path)
+    try:
+        widths = {int(layer): int(width) for layer, width in metadata["widths"].items()}
+        info = BankInfo(**{**{key: metadata[key] for key in BankInfo.__annotations__}, "widths": widths})
+        settings = ProbeSettings(**metadata["probe"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InnerVisionError(f"{path} does not say what its probes are: {error!r}") from error
+    if not widths:
+        raise InnerVisionError(f"{path} holds no probe")
+    return info, settings
