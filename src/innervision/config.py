@@ -207,6 +207,10 @@ class TaskSettings(ScoreSettings):
     file."""
     decode_batch_size: int = 16
     """Predictions, of any images and layers, that the expert decodes at once."""
+    beside: str = "all"
+    """What is scored beside the probes' predictions: all that the task knows, none, or some of shuffled, blank, zero,
+    mean, expert and plain, separated by commas. Where the head looks at the image as well (seg), shuffled and blank
+    each take as long as the predictions themselves."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""

@@ -194,6 +194,23 @@ def test_how_many_maps_are_decoded_at_once_changes_nothing(world: World, run: Pa
         np.testing.assert_allclose(both["value"], both["value_together"], atol=1e-12)
 
 
+@pytest.mark.parametrize("task", ["depth", "seg"])
+def test_a_table_of_some_sources_has_the_rows_of_the_whole_one(
+    world: World, run: Path, scored: Path, task: str
+) -> None:
+    some = world.evaluate(run, task, beside="shuffled,mean")
+    whole = pd.read_parquet(scored / f"scores/{task}.parquet")
+    keys = ["image", "layer", "source", "metric", "protocol", "group"]
+    both = some.merge(whole, on=keys, suffixes=("", "_whole"))
+    assert len(both) == len(some) == whole["source"].isin(["probe", "shuffled", "mean"]).sum()
+    np.testing.assert_allclose(both["value"], both["value_whole"], atol=1e-12)
+    text = format_table(summarize(read_scores(run, task)), [task])
+    assert "mean" in text
+    assert not {"expert", "blank", "zero", "plain"} & {*text.split()}
+    with pytest.raises(InnerVisionError, match="scores made otherwise"):
+        world.evaluate(run, task)
+
+
 def test_of_a_coco_folder_val2017_is_scored(world: World, run: Path, tmp_path: Path) -> None:
     coco = Path(shutil.copytree(world.root / "coco", tmp_path / "coco"))
     shutil.copytree(coco / "val2017", coco / "train2017")

@@ -71,19 +71,19 @@ class WithoutArrays(Difference):
         return {}
 
 
-def make_task(size: int = 100, kind: type[Difference] = Difference) -> Difference:
-    return kind(TaskSettings(data="nowhere", decode_batch_size=size))
+def make_task(size: int = 100, kind: type[Difference] = Difference, beside: str = "all") -> Difference:
+    return kind(TaskSettings(data="nowhere", decode_batch_size=size, beside=beside))
 
 
 def run(
-    target: KnownTarget, size: int = 100, following: str | None = None
+    target: KnownTarget, size: int = 100, following: str | None = None, beside: str = "all"
 ) -> tuple[dict[tuple, tuple[float, float]], dict]:
     """Decode two layers of three images; give output and truth of each label, and what was kept."""
     count = 3 if following is None else 4
     pixels, truths = torch.tensor([1.0, 2.0, 3.0, 4.0])[:count], [10.0, 20.0, 30.0, 40.0][:count]
     batch = Batch(NAMES, None, {"known": pixels}, [], truths, following, paired=True)
     blank = {layer: torch.full((2, 3), 0.2 + layer) for layer in LAYERS}
-    comparison = make_task(size, WithoutArrays if following else Difference).compare(
+    comparison = make_task(size, WithoutArrays if following else Difference, beside).compare(
         batch, target, torch.full((2, 3), 0.1), blank
     )
     for layer in LAYERS:
@@ -121,6 +121,42 @@ def test_every_map_is_compared_with_its_image_in_the_context_of_its_image(image_
     assert found.keys() == expected(image_matters).keys()
     for key, values in expected(image_matters).items():
         assert found[key] == pytest.approx(values), key
+
+
+@pytest.mark.parametrize("image_matters", [True, False])
+@pytest.mark.parametrize(
+    ("beside", "sources", "count"),
+    [
+        ("none", {"probe"}, {True: 6, False: 6}),
+        ("shuffled, expert", {"probe", "shuffled", "expert"}, {True: 6 + 6 + 3, False: 6 + 3}),
+        ("blank,mean,plain", {"probe", "blank", "mean", "plain"}, {True: 6 + 6 + 3, False: 6 + 2 + 1}),
+    ],
+)
+def test_what_is_not_asked_for_is_neither_decoded_nor_scored(
+    beside: str, sources: set[str], count: dict[bool, int], image_matters: bool
+) -> None:
+    target = KnownTarget(looks_at_the_image=image_matters)
+    found, _ = run(target, beside=beside)
+    assert found == {
+        key: values
+        for key, values in run(KnownTarget(looks_at_the_image=image_matters))[0].items()
+        if key[2] in sources
+    }
+    assert {source for *_, source in found} == sources
+    assert sum(target.calls) == count[image_matters]
+
+
+@pytest.mark.parametrize("beside", ["probe", "everything", "mean,all", ""])
+def test_sources_that_the_task_does_not_have_are_refused(beside: str) -> None:
+    with pytest.raises(
+        InnerVisionError, match=r"difference has no .*, only shuffled, blank, zero, mean, expert, plain"
+    ):
+        make_task(beside=beside).plan()
+
+
+def test_the_plan_names_what_is_scored_where_that_is_not_all() -> None:
+    assert "sources" not in make_task().plan()
+    assert make_task(beside="mean").plan()["sources"] == ["probe", "mean"]
 
 
 @pytest.mark.parametrize(

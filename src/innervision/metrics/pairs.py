@@ -38,7 +38,7 @@ def sample(depth: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (P,) float64, on the CPU: all of it is computed there, since not every device has float64.
     """
-    depth = depth.cpu().double()
+    depth = depth.cpu()
     shape = torch.tensor(depth.shape, dtype=torch.float64)
     place = (points.cpu() + 0.5) * shape / torch.tensor(size) - 0.5
     place = place.clamp(min=torch.zeros(2), max=shape - 1)  # (P, 2)
@@ -46,6 +46,6 @@ def sample(depth: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     row, column = (place - low).unbind(-1)
     top, left = low.long().unbind(-1)
     bottom, right = torch.minimum(low + 1, shape - 1).long().unbind(-1)
-    upper = torch.lerp(depth[top, left], depth[top, right], column)
-    lower = torch.lerp(depth[bottom, left], depth[bottom, right], column)
+    upper = torch.lerp(depth[top, left].double(), depth[top, right].double(), column)
+    lower = torch.lerp(depth[bottom, left].double(), depth[bottom, right].double(), column)
     return torch.lerp(upper, lower, row)  # of two equal ends exactly the same

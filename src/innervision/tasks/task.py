@@ -52,7 +52,25 @@ class Task(Evaluation):
     def plan(self) -> dict[str, Any]:
         """Name the task's own settings, all of which may change its scores. See `Evaluation.plan`."""
         common = {field.name for field in fields(TaskSettings)}
-        return {name: value for name, value in asdict(self.settings).items() if name not in common}
+        own = {name: value for name, value in asdict(self.settings).items() if name not in common}
+        return own if self.settings.beside == "all" else {**own, "sources": self.chosen_sources}
+
+    @property
+    def chosen_sources(self) -> list[str]:
+        """Those of `sources` that the settings ask for.
+
+        Raises:
+            InnerVisionError: the task has no such source.
+        """
+        if self.settings.beside == "all":
+            return [*self.sources]
+        asked = {name.strip() for name in self.settings.beside.split(",")} - {"none"}
+        known = [source for source in self.sources if source != "probe"]
+        if unknown := sorted(asked - {*known}):
+            raise InnerVisionError(
+                f"beside={self.settings.beside!r}: {self.name} has no {unknown[0]!r}, only {', '.join(known)}"
+            )
+        return ["probe", *(source for source in known if source in asked)]
 
     @abstractmethod
     def truth(self, name: str, image: Image) -> Any:
@@ -98,6 +116,7 @@ class _Decoding(Comparison):
 
     def __init__(self, task: Task, batch: Batch, target: Target, mean: Tensor, blank: Mapping[int, Tensor]) -> None:
         self.task, self.batch, self.target, self.blank = task, batch, target, blank
+        self.sources = task.chosen_sources
         self.context = target.context(batch.pixels[target.name])
         self.findings = Findings()
         self.waiting: list[_Waiting] = []
@@ -106,18 +125,18 @@ class _Decoding(Comparison):
         floors = {"zero": torch.zeros_like(own[0])}
         if mean.isfinite().all():  # it is not known of imported probes
             floors["mean"] = mean.to(own.device)
-        for source in task.sources:
+        for source in self.sources:
             if source == "expert":
                 for row in self.rows:
                     self._queue(_Waiting(own[row], row, None, [(source, row)]))
             elif source in floors:
                 self._queue_for_all(floors[source], None, source)
-        if "plain" in task.sources and self.context.output is not None:
+        if "plain" in self.sources and self.context.output is not None:
             self._score(self.context.output[: len(self.rows)], [self._label(row, None, "plain") for row in self.rows])
 
     def predicted(self, layer: int, prediction: Tensor) -> None:
         prediction = prediction.to(self.context.features.device)
-        partners = self.batch.partners if "shuffled" in self.task.sources else {}
+        partners = self.batch.partners if "shuffled" in self.sources else {}
         for row in self.rows:
             against = [("probe", row)]
             if row in partners and self._only_features_matter():
@@ -125,7 +144,7 @@ class _Decoding(Comparison):
             elif row in partners:
                 self._queue(_Waiting(prediction[row], partners[row], layer, [("shuffled", partners[row])]))
             self._queue(_Waiting(prediction[row], row, layer, against))
-        if "blank" in self.task.sources:
+        if "blank" in self.sources:
             self._queue_for_all(self.blank[layer].to(prediction.device), layer, "blank")
 
     def finish(self) -> Findings:
