@@ -93,7 +93,7 @@ def draw_scene(runs: Sequence[Path], scenes: Path, out: Path) -> Path:
     image = read_image(scenes / f"val2017/{index:012d}.jpg")
     for target in targets:
         if isinstance(target, GenTarget):
-            target.draw = DrawSettings(steps=10, guidance=DRAW["guidance"])
+            target.draw = DrawSettings(**DRAW)
     decoded = {run.name: decode_layers(run, image, targets=targets) for run in runs}
     classes = [(category["name"], category["color"]) for category in CATEGORIES]
     draw_layers(decoded, truth_of(render(0, index, SIZE)), out, classes)
