@@ -84,13 +84,43 @@ def test_depth_is_drawn_on_the_experts_scale_for_the_image_and_pairs_are_kept(wo
     low, high = float(decoded.expert.min()), float(decoded.expert.max())
     for title, output in {"expert": decoded.expert, "mean": decoded.mean, **decoded.layers}.items():
         assert output is not None
-        expected = ((output - low) / (high - low)).clamp(0, 1) * 255
+        expected = ((output - low) / (high - low)).clamp(0, 1) * 254
         np.testing.assert_allclose(shown[str(title)], expected.numpy(), atol=0.6)  # of 56 pixels, as decoded
     truth = json.loads((world.root / "DA-2K/annotations.json").read_text())[name]
     height, width = read_image(world.root / "DA-2K" / name).size[::-1]
     for pair, (closer, other) in zip(truth, entry["pairs"], strict=True):
         for (row, column), (y, x) in ((pair["point1"], closer), (pair["point2"], other)):
             assert (y * height - 0.5, x * width - 0.5) == pytest.approx((row, column), abs=0.01)
+
+
+def test_a_known_depth_is_drawn_with_the_experts_tones_in_its_own_order_and_grey_where_it_is_not_known(
+    world: World, run: Path, tmp_path: Path
+) -> None:
+    wanted = world.wanted(run)["depth"]
+    keep_pictures(run, {"depth": wanted}, progress=False, **world.models)
+    data = Path(shutil.copytree(world.root / "DA-2K", tmp_path / "DA-2K"))
+    names = [*wanted.hashes]
+    width, height = read_image(data / names[0]).size
+    columns_, rows = np.meshgrid(np.arange(width), np.arange(height))
+    depth = 1000 + 50 * columns_ + rows  # the left is close
+    depth[:, width // 2 : width // 2 + width // 10] = 0
+    path = (data / "depth" / Path(names[0]).relative_to("images")).with_suffix(".png")
+    path.parent.mkdir(parents=True)
+    Image.fromarray(depth.astype(np.uint16)).save(path)
+    beside = Wanted(Depth(TaskSettings(data=str(data))), wanted.hashes)
+    keep_pictures(run, {"depth": beside}, progress=False, **world.models)  # what was kept had no truth
+    album = json.loads((run / "pictures/depth.json").read_text())["images"]
+    assert [album[name]["cells"][0] for name in names] == ["truth", "expert"]
+    shown = cells(run, "depth", album[names[0]])
+    truth, expert = shown["truth"], shown["expert"]
+    side = truth.shape[1]
+    assert (truth[:, round(0.52 * side) : round(0.58 * side)] == 255).all()
+    left, right = truth[:, : round(0.45 * side)], truth[:, round(0.65 * side) :]
+    assert left.min() > right.max() > 0
+    assert (np.diff(left.mean(axis=0)) <= 0).all()
+    assert np.median(truth[truth < 255]) == pytest.approx(np.median(expert), abs=30)
+    palette = np.array(Image.open(run / f"pictures/depth/{album[names[0]]['hash']}.png").getpalette()).reshape(-1, 3)
+    assert palette[255].tolist() == [128, 128, 128]
 
 
 def test_classes_are_kept_by_their_numbers_beside_the_truth(world: World, run: Path) -> None:

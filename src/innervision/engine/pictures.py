@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from innervision.checkpoints.identity import fingerprint
 from innervision.config import DrawSettings
 from innervision.data.content import content_hash
+from innervision.data.depth_maps import in_tones_of
 from innervision.data.images import BadImage, read_image
 from innervision.engine.decode import Decoded, decode_images
 from innervision.engine.run import RunFolder
@@ -45,6 +46,8 @@ from innervision.tasks.task import Task
 
 SIDE = 144
 """Pixels along a side of a cell, at most."""
+UNKNOWN = 255
+"""The number of pixels without a class, or without a depth."""
 PHOTOGRAPH = 320
 """Pixels along the longer side of a photograph, at most."""
 
@@ -127,7 +130,12 @@ class _Album:
 
     def __init__(self, folder: Path, target: str, run: RunFolder, task: Task) -> None:
         self.path, self.folder = folder / f"{target}.json", folder / target
-        made = {"probes": fingerprint(run.probes(target)), "drawing": _drawing(task), "side": SIDE}
+        made = {
+            "probes": fingerprint(run.probes(target)),
+            "drawing": _drawing(task),
+            "side": SIDE,
+            "truth": _truth(task),
+        }
         try:
             content = read_json(self.path)
         except InnerVisionError:  # there is none yet, or it is broken
@@ -160,6 +168,11 @@ class _Album:
             temporary.write_text(json.dumps(self.content, ensure_ascii=False, indent=1))
 
 
+def _truth(task: Task) -> bool:
+    """Tell whether all of an image is known, not pairs of points alone."""
+    return isinstance(task, Seg) or (isinstance(task, Depth) and (task.benchmark.folder / "depth").is_dir())
+
+
 def _drawing(task: Task) -> dict[str, Any]:
     """Give the settings of a task that decide how images are drawn; most have none."""
     settings = asdict(task.settings)
@@ -184,10 +197,16 @@ def _cells(decoded: Decoded, target: Target, task: Task, name: str, image: Image
     size = min(SIDE, target.preparer.height), min(SIDE, target.preparer.width)
     if isinstance(task, Seg):
         labels = torch.from_numpy(task.truth(name, image)).long()
-        classes = torch.tensor([*task.classes[target.name], *[255] * (256 - len(task.classes[target.name]))])
+        classes = torch.tensor([*task.classes[target.name], *[UNKNOWN] * (256 - len(task.classes[target.name]))])
         yield "truth", _of_labels(nn.functional.interpolate(classes[labels][None, None].float(), size)[0, 0])
     finite = decoded.expert[decoded.expert.isfinite()]
     scale = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if isinstance(task, Depth) and (depth := task.benchmark.depth_map(name)) is not None:
+        shown = nn.functional.interpolate(decoded.expert[None, None], depth.shape, mode="bilinear", align_corners=False)
+        yield (
+            "truth",
+            _draw(decoded.kind, torch.from_numpy(in_tones_of(depth, shown[0, 0].numpy())).float(), size, scale),
+        )
     outputs = {"expert": decoded.expert, **({} if decoded.mean is None else {"mean": decoded.mean})}
     for title, output in (outputs | {str(layer): each for layer, each in decoded.layers.items()}).items():
         yield title, _draw(decoded.kind, output, size, scale)
@@ -196,25 +215,29 @@ def _cells(decoded: Decoded, target: Target, task: Task, name: str, image: Image
 def _draw(kind: str, output: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> Image:
     """Draw what a head made: depth (H, W), scores of classes (K, h, w), or an image (3, H, W).
 
-    Depth is drawn on the expert's own scale for the image, so that a flat map looks flat; what lies beyond is cut.
+    Depth is drawn on the expert's own scale for the image, so that a flat map looks flat; what lies beyond is cut. What
+    is not known is grey.
     """
     if kind == "seg":
         shown = nn.functional.interpolate(output[None], size, mode="bilinear", align_corners=False)[0]
         return _of_labels(predict_classes(shown))
-    channels = output.nan_to_num()[None] if kind == "gen" else output.nan_to_num(scale[0])[None, None]
+    known = output.isfinite()
+    channels = output.nan_to_num()[None] if kind == "gen" else output.where(known, scale[0])[None, None]
     shown = nn.functional.interpolate(channels, size, mode="bilinear", align_corners=False, antialias=True)[0]
     if kind == "gen":
         return PIL.Image.fromarray(shown.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
     low, high = scale
-    levels = ((shown[0] - low) / (high - low if high > low else 1)).clamp(0, 1)
-    return _indexed(levels.mul(255).round().byte().numpy(), matplotlib.colormaps["inferno"](range(256))[:, :3])
+    levels = ((shown[0] - low) / (high - low if high > low else 1)).clamp(0, 1).mul(UNKNOWN - 1).round()
+    there = nn.functional.interpolate(known[None, None].float(), size)[0, 0] > 0
+    colors = np.vstack([matplotlib.colormaps["inferno"](np.linspace(0, 1, UNKNOWN))[:, :3], np.full(3, 0.5)])
+    return _indexed(levels.where(there, UNKNOWN).byte().numpy(), colors)
 
 
 def _of_labels(labels: Tensor) -> Image:
-    """Draw classes (H, W) by their numbers; 255 is none."""
+    """Draw classes (H, W) by their numbers."""
     hues = matplotlib.colormaps["hsv"]((np.arange(256) * 0.618034) % 1)[:, :3]
-    numbers = labels.where((labels >= 0) & (labels < 255), 255).byte().numpy()
-    return _indexed(numbers, np.vstack([hues[:255], np.ones(3)]))
+    numbers = labels.where((labels >= 0) & (labels < UNKNOWN), UNKNOWN).byte().numpy()
+    return _indexed(numbers, np.vstack([hues[:UNKNOWN], np.ones(3)]))
 
 
 def _indexed(numbers: NDArray[np.uint8], colors: NDArray[np.floating[Any]]) -> Image:
