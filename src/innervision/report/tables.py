@@ -104,8 +104,8 @@ def summarize(scores: pd.DataFrame, metrics: Metrics | None = None) -> pd.DataFr
 def read_summary(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame:
     """Give the scores of a run over its images: as `write_summary` wrote them, where that is there and no older.
 
-    Otherwise they are written now, unless the run may only be read, its files are links, as in the Hub's cache, or a name
-    holds what a terminal would obey: such names are escaped in the file, so that they would not be read as they are.
+    Otherwise they are written now, unless the run may only be read, its files are links, as in the Hub's cache, or a
+    name holds what a terminal would obey: it is escaped in the file, so that it would not be read as it is.
 
     Raises:
         InnerVisionError: as `read_scores`, or the file cannot be read.
