@@ -23,7 +23,16 @@ from innervision.files import atomic_write
 from innervision.report.duration import duration
 from innervision.report.page.data import all_scores, page_data
 from innervision.report.page.explorer import explorer
-from innervision.report.page.findings import Finding, Standing, cautions, details, findings, headline, tell
+from innervision.report.page.findings import (
+    Finding,
+    Standing,
+    cautions,
+    details,
+    findings,
+    headline,
+    in_short,
+    tell,
+)
 from innervision.report.page.study import Studied, Study, read_study
 
 LARGEST = 8_000_000
@@ -81,7 +90,8 @@ def render(study: Study, images: int = IMAGES) -> str:
             plotly_version=plotly.__version__,
             labels=[run.label for run in study.runs],
             title=f"What {listed([run.label for run in study.runs])} {'see' if len(study.runs) > 1 else 'sees'}",
-            headline=printable(headline(study, found)),
+            headline=printable(headline(study)),
+            in_short=[(printable(target), printable(text)) for target, text in in_short(study, found)],
             cards=[_card(finding) for finding in found],
             cautions=cautions(study, found),
             provenance=[_provenance(run) for run in study.runs],
