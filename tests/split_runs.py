@@ -35,7 +35,7 @@ def weigh(index: int, settings: TrainSettings) -> int:
     """Give the bytes of probes, moments and optimizer state that a process has after its last step."""
     with join_processes("cpu") as rank:
         plan = fit_module._plan(settings, False, Mesh.of(rank, settings.split_mllm), None, None, False, Laps())
-        fit_module._loop(plan)
+        fit_module._loop(plan, progress=False)
         learner: Any = plan.learner
         held = [tensor for bank in learner.banks.values() for tensor in bank.state_dict().values()]
         if hasattr(learner, "optimizer"):

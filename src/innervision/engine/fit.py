@@ -87,9 +87,7 @@ def fit(
             plan = _plan(settings, resume, Mesh.of(rank, settings.split_mllm), mllm, targets, trust_remote_code, laps)
             if resume and rank.first(lambda: _is_finished(plan)):
                 return _finished(plan) if plan.leads else {}
-            left = sum(step.size for step in plan.steps[plan.learner.step :])
-            plan.learner.phases = Phases(plan.learner.work(left), shown=progress and plan.leads)
-            _loop(plan)
+            _loop(plan, progress)
             return _finish(plan)
 
 
@@ -284,13 +282,15 @@ def _finished(plan: _Plan) -> dict[str, ProbeBank]:
     return banks
 
 
-def _loop(plan: _Plan) -> None:
+def _loop(plan: _Plan, progress: bool) -> None:
     """Take the steps that are left, and save now and then.
 
     Raises:
         Stopped: by Ctrl-C or SIGTERM to any of the processes, after the state was saved.
     """
     run, learner, settings, rank = plan.run, plan.learner, plan.session.settings, plan.mesh.all
+    total, done_before = (sum(step.size for step in steps) for steps in (plan.steps, plan.steps[: learner.step]))
+    learner.phases = Phases(learner.work(total - done_before), shown=progress and plan.leads)
     phase, *_ = learner.phases.left
     if plan.leads:
         run.write_settings(settings, plan.record)
@@ -303,8 +303,7 @@ def _loop(plan: _Plan) -> None:
         pin_memory=plan.session.mllm.device.type == "cuda",
     )
     writing = plan.log.open(learner.step) if plan.log else nullcontext()
-    done_before = sum(step.size for step in plan.steps[: learner.step])
-    bar = learner.phases.bar(phase, sum(step.size for step in plan.steps), "images", done_before)
+    bar = learner.phases.bar(phase, total, "images", done_before)
     saved = time.monotonic()
     with bar, writing as log, stop_signals("after this step") as stop, loading as loader:
         rank.spread(stop)
