@@ -10,7 +10,6 @@ HASH is of the image file's content. With these files a report shows pictures wi
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from innervision.checkpoints.identity import fingerprint
 from innervision.config import DrawSettings
@@ -30,6 +28,7 @@ from innervision.data.content import content_hash
 from innervision.data.depth_maps import in_tones_of
 from innervision.data.images import BadImage, read_image
 from innervision.engine.decode import Decoded, decode_images
+from innervision.engine.progress import Phases
 from innervision.engine.run import RunFolder
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError, require
@@ -52,6 +51,10 @@ PHOTOGRAPH = 320
 """Pixels along the longer side of a photograph, at most."""
 
 
+LOADING, DRAWING = "loading models", "pictures"
+"""Phases of making pictures: of runs, and of images."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Images of a task's benchmark that pictures are wanted of."""
@@ -70,7 +73,7 @@ def keep_pictures(
     targets: Sequence[Target] | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
-    progress: bool = True,
+    phases: Phases | None = None,
 ) -> None:
     """Make the pictures that a run does not have yet; models are loaded once, and only if there are such.
 
@@ -81,48 +84,58 @@ def keep_pictures(
         targets: instead of those that the run names; with their heads.
         device: by default the accelerator, where there is one.
         trust_remote_code: run model code that comes with the MLLM's checkpoint.
-        progress: show a bar.
+        phases: of the call that this is a part of, `LOADING` and `DRAWING` among them; by default no bar is shown.
 
     Raises:
         InnerVisionError: an image is not there, cannot be read or is not the one that was scored; the run does not fit
             the models; another process makes its pictures.
     """
     run = RunFolder(path)
-    folder = run.path / "pictures"
-    albums = {name: _Album(folder, name, run, each.task) for name, each in wanted.items()}
-    lacking = {name: [image for image in each.hashes if image not in albums[name]] for name, each in wanted.items()}
-    chosen = [name for name, images in lacking.items() if images]
-    if not chosen:
+    albums = _albums(run, wanted)
+    lacking = lacking_pictures(path, wanted)
+    if not lacking:
         return
-    with ExitStack() as stack:
-        stack.enter_context(locked(folder / ".lock"))
-        session = Session.load(
-            run.trained_settings(),
-            "",
-            mllm=mllm,
-            targets=targets,
-            only=chosen,
-            head=True,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-        total = sum(len(lacking[name]) for name in chosen)
-        bar = stack.enter_context(tqdm(total=total, unit="image", desc="pictures", disable=not progress))
-        for target in session.targets:
-            task, album = wanted[target.name].task, albums[target.name]
-            if isinstance(target, GenTarget):
-                target = target.drawing(DrawSettings(**_drawing(task)))
-            if isinstance(task, Seg):
-                task.prepare([target])
-            names = lacking[target.name]
-            images = [_read(task, name, wanted[target.name].hashes[name]) for name in names]
-            found = decode_images(path, images, mllm=session.mllm, targets=[target])
-            for name, image, decoded in zip(names, images, found, strict=True):
-                cells = dict(_cells(decoded[target.name], target, task, name, image))
-                pairs = _pairs(task.truth(name, image)) if isinstance(task, Depth) else []
-                classes = target.labels if isinstance(target, SegTarget) else []
-                album.add(name, wanted[target.name].hashes[name], image, cells, pairs, classes)
-                bar.update()
+    phases = phases or Phases({}, shown=False)
+    with locked(run.path / "pictures" / ".lock"):
+        with phases.work(LOADING, 1):
+            session = Session.load(
+                run.trained_settings(),
+                "",
+                mllm=mllm,
+                targets=targets,
+                only=[*lacking],
+                head=True,
+                device=device,
+                trust_remote_code=trust_remote_code,
+            )
+        with phases.bar(DRAWING, sum(map(len, lacking.values())), "images") as bar:
+            for target in session.targets:
+                task, album = wanted[target.name].task, albums[target.name]
+                if isinstance(target, GenTarget):
+                    target = target.drawing(DrawSettings(**_drawing(task)))
+                if isinstance(task, Seg):
+                    task.prepare([target])
+                names = lacking[target.name]
+                images = [_read(task, name, wanted[target.name].hashes[name]) for name in names]
+                found = decode_images(path, images, mllm=session.mllm, targets=[target])
+                for name, image in zip(names, images, strict=True):
+                    with phases.work(DRAWING, 1):
+                        cells = dict(_cells(next(found)[target.name], target, task, name, image))
+                        pairs = _pairs(task.truth(name, image)) if isinstance(task, Depth) else []
+                        classes = target.labels if isinstance(target, SegTarget) else []
+                        album.add(name, wanted[target.name].hashes[name], image, cells, pairs, classes)
+                    bar.update()
+
+
+def lacking_pictures(path: str | Path, wanted: Mapping[str, Wanted]) -> dict[str, list[str]]:
+    """Name by target the images of which a run has no pictures yet; targets of which it has all are left out."""
+    albums = _albums(RunFolder(path), wanted)
+    lacking = {name: [image for image in each.hashes if image not in albums[name]] for name, each in wanted.items()}
+    return {name: images for name, images in lacking.items() if images}
+
+
+def _albums(run: RunFolder, wanted: Mapping[str, Wanted]) -> dict[str, "_Album"]:
+    return {name: _Album(run.path / "pictures", name, run, each.task) for name, each in wanted.items()}
 
 
 class _Album:

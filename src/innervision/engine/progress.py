@@ -43,7 +43,7 @@ class Phases:
 
     def skip(self, phase: str, units: int) -> None:
         """Have so much less to do of a phase."""
-        self.left[phase] = max(0, self.left[phase] - units)
+        self.left[phase] = max(0, self.left.get(phase, 0) - units)
 
     def rest(self) -> str:
         """Say how long the rest of the call takes, and name the phases of which that is not known yet."""
