@@ -166,7 +166,7 @@ class Solver(Learner):
             self._check_features(name, each)
             self.banks[name].mean.copy_(each.mean([FIT, HELD_OUT]).view(self.banks[name].mean.shape))
         mine: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
-        with self.phases.bar("solving", len(self._mine()), "layers") as bar:
+        with self.phases.bar("solving", len(self._mine()), "systems") as bar:
             for layer, states in self._total_states(features):
                 with self.phases.work("solving", 1):
                     for name, choice in choose(states, {name: features[name] for name in states.targets}).items():
