@@ -94,7 +94,7 @@ def fit_ours(bench: Bench, images: int, folder: Path) -> float:
         solver.learn(batch)
         solver.finish_step()
     forwards = time.perf_counter() - began
-    facts = solver.finish(progress=False)
+    facts = solver.finish()
     weights, penalties = {}, {}
     for name, bank in solver.banks.items():
         for layer in layers:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -32,6 +33,8 @@ for module in ("engine.evaluate", "engine.fit", "report.tables", "tasks.depth"):
     import_module(f"innervision.{module}")  # once here, so that it is there in every fork
 
 IMAGES = 40
+SECONDS = re.compile(rb'((?:device_)?seconds"?:) [0-9.]+')
+"""What work took, in run.yaml and in the files beside score tables."""
 LONGEST = 300
 """Seconds after which a command that was called again counts as hanging."""
 
@@ -163,7 +166,7 @@ def run(words: list[str], seconds: float | None = None) -> int:
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """Give the content of all files of a run, without locks, which name a process, and without the pace."""
+    """Give the content of all files of a run, without locks, which name a process, pace and durations."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix != ".lock" and path.name != ".lock":
@@ -172,7 +175,10 @@ def read(folder: Path) -> dict[str, bytes]:
     if log := found.get("train/log.jsonl"):
         lines = [json.loads(line) for line in log.splitlines() if line.endswith(b"}")]
         found["train/log.jsonl"] = json.dumps([{**line, "images_per_second": 0} for line in lines]).encode()
-    return found
+    facts = re.compile(r"run\.yaml|scores/[^/.]+\.json")
+    return {
+        name: SECONDS.sub(rb"\1 0", content) if facts.fullmatch(name) else content for name, content in found.items()
+    }
 
 
 if __name__ == "__main__":

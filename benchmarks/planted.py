@@ -169,7 +169,7 @@ def fit(session: Session, sample: Sample, layers: Sequence[int]) -> tuple[dict[s
         solver.learn(batch)
         solver.finish_step()
     with contextlib.redirect_stdout(io.StringIO()):  # its advice to take more images
-        solver.finish(progress=False)
+        solver.finish()
     return banks, solver
 
 

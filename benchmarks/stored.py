@@ -157,6 +157,6 @@ def train(stored: Stored, settings: TrainSettings, ridge: RunFolder) -> None:
         descent.learn(Batch([stored.names[i] for i in numbers], numbers, pixels, bad=[]))
         descent.finish_step()
     run.write_settings(settings, ridge.record())
-    for name, facts in descent.finish(progress=False).items():
+    for name, facts in descent.finish().items():
         described = {"prompt": settings.prompt, "tokens": settings.tokens, "protocol": settings.protocol}
         banks[name].save(run.probes(name), described | facts)

@@ -12,6 +12,7 @@ from innervision.engine.evaluate import evaluate_similarity, evaluate_task
 from innervision.engine.fit import fit
 from innervision.engine.mesh import Mesh
 from innervision.engine.processes import join_processes
+from innervision.engine.progress import Laps
 from innervision.mllm import MLLM
 
 
@@ -33,7 +34,7 @@ def own(tensor: torch.Tensor) -> torch.Tensor:
 def weigh(index: int, settings: TrainSettings) -> int:
     """Give the bytes of probes, moments and optimizer state that a process has after its last step."""
     with join_processes("cpu") as rank:
-        plan = fit_module._plan(settings, False, Mesh.of(rank, settings.split_mllm), None, None, False)
+        plan = fit_module._plan(settings, False, Mesh.of(rank, settings.split_mllm), None, None, False, Laps())
         fit_module._loop(plan, progress=False)
         learner: Any = plan.learner
         held = [tensor for bank in learner.banks.values() for tensor in bank.state_dict().values()]

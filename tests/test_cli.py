@@ -18,7 +18,9 @@ from innervision import __version__
 from innervision.cli import main
 from innervision.commands import commands
 from innervision.config import ProbeSettings, TrainSettings
+from innervision.engine.interrupt import Stopped
 from innervision.engine.run import RunFolder
+from innervision.errors import InnerVisionError, SharedError
 from innervision.world.dataset import write_scenes
 from stand_ins import write_noise_images
 from tiny_experts import save_tiny_gen
@@ -63,6 +65,28 @@ def run(words: list[str], models: Path, tmp_path: Path) -> str:
     assert main(words) == 0
     assert main(["evaluate", "similarity", folder, "--images", str(models / "val"), "--workers", "0"]) == 0
     return folder
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "told"),
+    [(InnerVisionError, "1", True), (SharedError, "1", False), (SharedError, "0", True), (Stopped, "3", False)],
+)
+def test_of_several_processes_the_first_tells_an_error_that_all_know(
+    error: type[InnerVisionError],
+    rank: str,
+    told: bool,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **options: object) -> None:
+        raise error("the drive is on fire")
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("innervision.engine.fit.fit", fail)
+    status, said = failure(words, capsys)
+    assert status == 1
+    assert ("error: the drive is on fire" in said) == told
 
 
 def test_train_evaluate_plot(capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path) -> None:

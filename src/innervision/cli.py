@@ -15,7 +15,7 @@ from innervision import __version__
 from innervision.commands import GROUPS, Command, commands
 from innervision.config import with_present_names
 from innervision.engine.run import FORMAT
-from innervision.errors import InnerVisionError, printable
+from innervision.errors import InnerVisionError, SharedError, printable
 from innervision.original.presets import PRESETS
 from innervision.yaml_files import read_yaml
 
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InnerVisionError, OSError) as error:
         if "--debug" in words:
             traceback.print_exc()
-        return _fail(str(error), 1)
+        shared = isinstance(error, SharedError) and os.environ.get("RANK", "0") != "0"
+        return 1 if shared else _fail(str(error), 1)
     except MemoryError:
         return _fail("memory does not suffice", 1)
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -202,13 +201,13 @@ def _show_scores(call: Evaluate, run: Path, path: Path) -> None:
     if int(os.environ.get("RANK", "0")) > 0:  # one of several processes speaks
         return
     from innervision.report.overview import LEGEND, overview_text
-    from innervision.report.tables import tabulate, write_summary
+    from innervision.report.tables import tabulate
 
-    summary, text = tabulate(run, path.stem)
-    with suppress(InnerVisionError):  # a run that may only be read is shown all the same
-        write_summary(summary, path.with_suffix(".csv"))
-    show(f"{text}\n" if call.table else f"{overview_text(run, path.stem)}\n\n{LEGEND}\n")
-    show(f"{path.with_suffix('.csv')}  all layers as CSV (on the terminal: --table)\n{path}  the score of each image")
+    text = tabulate(run, path.stem).text if call.table else f"{overview_text(run, path.stem)}\n\n{LEGEND}"
+    show(f"{text}\n")
+    if (summary := path.with_suffix(".csv")).exists():  # it is not where the run may only be read
+        show(f"{summary}  all layers as CSV (on the terminal: --table)")
+    show(f"{path}  the score of each image")
     show(f"next: innervision plot {run} --out figure.png")
 
 

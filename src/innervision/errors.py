@@ -11,6 +11,10 @@ class InnerVisionError(Exception):
     """
 
 
+class SharedError(InnerVisionError):
+    """An error that all processes of a job come to know: the first one tells it for all."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise InnerVisionError with the message unless the condition holds."""
     if not condition:

@@ -149,6 +149,8 @@ class Picture:
     _: KW_ONLY
     image: str
     """The photograph."""
+    depth: str | None = None
+    """What is known of its depth, shown beside it: a 16-bit grey PNG, larger = farther, 0 = not known."""
     out: str | None = None
     """Where the picture goes (PNG, PDF, SVG …); by default PHOTOGRAPH-layers.png in this folder."""
     targets: str | None = None
@@ -169,10 +171,18 @@ def picture(call: Picture) -> None:
     run = RunFolder(locate_run(call.run))
     settings = run.trained_settings()
     names = _drawable(run.record().get("experts", {}), call.targets)
+    from innervision.data import read_image
+    from innervision.data.depth_maps import read_depth_map
+
+    if call.depth is not None:
+        kinds = {run.record()["experts"][name]["kind"] for name in names}
+        require(
+            "depth" in kinds, "--depth is shown beside what layers say of depth, which is no target of this picture"
+        )
+    depth = None if call.depth is None else read_depth_map(call.depth, image)
     tell_models(run.path, settings)
     import numpy as np
 
-    from innervision.data import read_image
     from innervision.engine.decode import decode_layers
     from innervision.report.picture import draw_layers
 
@@ -182,7 +192,7 @@ def picture(call: Picture) -> None:
     )
     out = Path(call.out or f"{image.stem}-layers.png")
     shown = dict.fromkeys(names, np.asarray(photograph) / 255)
-    draw_layers({Path(settings.mllm).name: decoded}, shown, out)
+    draw_layers({Path(settings.mllm).name: decoded}, shown, out, depth=depth)
     show(out)
 
 

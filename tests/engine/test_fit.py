@@ -450,7 +450,7 @@ def test_the_state_is_saved_by_the_clock(
     clock, saved = iter(range(0, 10_000, 240)), []
     monkeypatch.setattr("innervision.engine.fit.time.monotonic", lambda: next(clock))
     monkeypatch.setattr("innervision.engine.descent.Descent.save", lambda self, path: saved.append(self.step))
-    monkeypatch.setattr("innervision.engine.fit._finish", lambda plan, progress: {})
+    monkeypatch.setattr("innervision.engine.fit._finish", lambda plan: {})
     fit(replace(settings, save_minutes=10), mllm=mllm, targets=targets, progress=False)
     assert saved == [3, 6]
 

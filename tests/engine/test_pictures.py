@@ -73,7 +73,7 @@ def cells(run: Path, target: str, entry: Mapping[str, Any]) -> dict[str, np.ndar
 
 def test_depth_is_drawn_on_the_experts_scale_for_the_image_and_pairs_are_kept(world: World, run: Path) -> None:
     wanted = world.wanted(run)
-    keep_pictures(run, wanted, progress=False, **world.models)
+    keep_pictures(run, wanted, **world.models)
     album = json.loads((run / "pictures/depth.json").read_text())
     name, hash = next(iter(wanted["depth"].hashes.items()))
     entry = album["images"][name]
@@ -84,7 +84,7 @@ def test_depth_is_drawn_on_the_experts_scale_for_the_image_and_pairs_are_kept(wo
     low, high = float(decoded.expert.min()), float(decoded.expert.max())
     for title, output in {"expert": decoded.expert, "mean": decoded.mean, **decoded.layers}.items():
         assert output is not None
-        expected = ((output - low) / (high - low)).clamp(0, 1) * 255
+        expected = ((output - low) / (high - low)).clamp(0, 1) * 254
         np.testing.assert_allclose(shown[str(title)], expected.numpy(), atol=0.6)  # of 56 pixels, as decoded
     truth = json.loads((world.root / "DA-2K/annotations.json").read_text())[name]
     height, width = read_image(world.root / "DA-2K" / name).size[::-1]
@@ -93,9 +93,39 @@ def test_depth_is_drawn_on_the_experts_scale_for_the_image_and_pairs_are_kept(wo
             assert (y * height - 0.5, x * width - 0.5) == pytest.approx((row, column), abs=0.01)
 
 
+def test_a_known_depth_is_drawn_with_the_experts_tones_in_its_own_order_and_grey_where_it_is_not_known(
+    world: World, run: Path, tmp_path: Path
+) -> None:
+    wanted = world.wanted(run)["depth"]
+    keep_pictures(run, {"depth": wanted}, **world.models)
+    data = Path(shutil.copytree(world.root / "DA-2K", tmp_path / "DA-2K"))
+    names = [*wanted.hashes]
+    width, height = read_image(data / names[0]).size
+    columns_, rows = np.meshgrid(np.arange(width), np.arange(height))
+    depth = 1000 + 50 * columns_ + rows  # the left is close
+    depth[:, width // 2 : width // 2 + width // 10] = 0
+    path = (data / "depth" / Path(names[0]).relative_to("images")).with_suffix(".png")
+    path.parent.mkdir(parents=True)
+    Image.fromarray(depth.astype(np.uint16)).save(path)
+    beside = Wanted(Depth(TaskSettings(data=str(data))), wanted.hashes)
+    keep_pictures(run, {"depth": beside}, **world.models)  # what was kept had no truth
+    album = json.loads((run / "pictures/depth.json").read_text())["images"]
+    assert [album[name]["cells"][0] for name in names] == ["truth", "expert"]
+    shown = cells(run, "depth", album[names[0]])
+    truth, expert = shown["truth"], shown["expert"]
+    side = truth.shape[1]
+    assert (truth[:, round(0.52 * side) : round(0.58 * side)] == 255).all()
+    left, right = truth[:, : round(0.45 * side)], truth[:, round(0.65 * side) :]
+    assert left.min() > right.max() > 0
+    assert (np.diff(left.mean(axis=0)) <= 0).all()
+    assert np.median(truth[truth < 255]) == pytest.approx(np.median(expert), abs=30)
+    palette = np.array(Image.open(run / f"pictures/depth/{album[names[0]]['hash']}.png").getpalette()).reshape(-1, 3)
+    assert palette[255].tolist() == [128, 128, 128]
+
+
 def test_classes_are_kept_by_their_numbers_beside_the_truth(world: World, run: Path) -> None:
     wanted = world.wanted(run)
-    keep_pictures(run, wanted, progress=False, **world.models)
+    keep_pictures(run, wanted, **world.models)
     album = json.loads((run / "pictures/seg.json").read_text())
     assert album["classes"] == task_runs.NAMES
     name = next(iter(wanted["seg"].hashes))
@@ -115,17 +145,17 @@ def test_what_is_kept_is_not_made_again_unless_the_probes_have_changed(
     world: World, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = world.wanted(run)
-    keep_pictures(run, wanted, progress=False, **world.models)
+    keep_pictures(run, wanted, **world.models)
     sheet = run / f"pictures/depth/{next(iter(wanted['depth'].hashes.values()))}.png"
     with monkeypatch.context() as patch:
         patch.setattr(Session, "load", None)  # no model is needed
-        keep_pictures(run, wanted, progress=False)
+        keep_pictures(run, wanted)
     before = sheet.read_bytes()
     sheet.write_bytes(b"")
     bank = bytearray((run / "probes/depth.safetensors").read_bytes())
     bank[-4] ^= 1  # the lowest bit of one weight
     (run / "probes/depth.safetensors").write_bytes(bank)
-    keep_pictures(run, wanted, progress=False, **world.models)
+    keep_pictures(run, wanted, **world.models)
     assert len(sheet.read_bytes()) == pytest.approx(len(before), rel=0.1)
 
 
@@ -133,16 +163,22 @@ def test_an_image_that_is_another_than_the_one_that_was_scored_is_refused(world:
     wanted = world.wanted(run)["depth"]
     name = next(iter(wanted.hashes))
     with pytest.raises(InnerVisionError, match=r"is not the image that the run was scored on"):
-        keep_pictures(run, {"depth": Wanted(wanted.task, {name: "0" * 16})}, progress=False, **world.models)
+        keep_pictures(run, {"depth": Wanted(wanted.task, {name: "0" * 16})}, **world.models)
     with pytest.raises(InnerVisionError, match=r"does not hold the image images/none.png"):
-        keep_pictures(run, {"depth": Wanted(wanted.task, {"images/none.png": "0"})}, progress=False, **world.models)
+        keep_pictures(run, {"depth": Wanted(wanted.task, {"images/none.png": "0"})}, **world.models)
     assert not (run / "pictures/depth.json").exists()
 
 
-def test_the_first_run_chooses_the_images_of_all(world: World, run: Path, tmp_path: Path) -> None:
+def test_the_first_run_chooses_the_images_of_all(
+    world: World, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = Path(shutil.copytree(world.run, tmp_path / "other"))
     data = f"depth={world.root / 'DA-2K'},seg={world.root / 'coco'}"
-    make_pictures([run, other], data, 5, progress=False, **world.models)
+    make_pictures([run, other], data, 5, **world.models)
+    bars = capsys.readouterr().err.split("\r")
+    assert any(
+        text.startswith("2 of 3: pictures: ") and " 5/5 images " in text and " + the page" in text for text in bars
+    )
     for target, count in (("depth", 3), ("seg", 2)):
         albums = [json.loads((each / f"pictures/{target}.json").read_text())["images"] for each in (run, other)]
         assert albums[0] == albums[1]

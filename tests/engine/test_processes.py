@@ -34,7 +34,7 @@ def test_an_error_of_one_ends_all_with_its_name(who: int) -> None:
     """Of the others one waits and raises it; one does something else, and is ended."""
     found = run_together(3, fail, "error", who)
     assert found[who] == "ZeroDivisionError: one of the drives\nis on fire"
-    assert found[1 - who] == f"InnerVisionError: process {who} of 3: ZeroDivisionError: one of the drives"
+    assert found[1 - who] == f"SharedError: process {who} of 3: ZeroDivisionError: one of the drives"
     assert found[2] is None
 
 

@@ -574,9 +574,12 @@ def test_an_unknown_metric_names_those_there_are(tmp_path):
         curves_figure([make_run(tmp_path / "run")], "cosin")
 
 
-def test_labels_must_match_the_runs(tmp_path):
-    with pytest.raises(InnerVisionError, match="2 labels for 1 runs"):
+def test_labels_must_match_the_lines(tmp_path):
+    with pytest.raises(InnerVisionError, match=r"2 labels for 1 line\. Give one label per line"):
         curves_figure([make_run(tmp_path / "run")], labels=["a", "b"])
+    seeds = [seeded(tmp_path, seed, 0.1) for seed in (1, 2)]
+    with pytest.raises(InnerVisionError, match="2 labels for 1 line: runs that differ by their seed alone are one"):
+        curves_figure(seeds, labels=["a", "b"])
 
 
 def test_more_runs_than_colors_are_refused(tmp_path):

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from innervision.errors import InnerVisionError
+from innervision.report.files import read_scores
 from innervision.report.overview import Overview, format_overviews, overview_text, overviews, spans
 from innervision.report.tables import read_summary, summarize, tabulate, write_summary
 
@@ -110,14 +112,45 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_what_was_written_as_csv_reads_the_same(run: Path) -> None:
+    summary = summarize(read_scores(run, "depth"))
     fresh = overview_text(run, "depth")
-    summary = tabulate(run, "depth").summary
-    write_summary(summary, run / "scores/depth.csv")
+    assert (run / "scores/depth.csv").exists()
     read = read_summary(run, "depth")
     assert overview_text(run, "depth") == fresh
     assert set(read["group"].dropna()) == {"NA"}
     both = [each.assign(group=each["group"].astype(object).fillna("")) for each in (read, summary)]
     pd.testing.assert_frame_equal(*both, check_dtype=False, check_categorical=False)
+
+
+def test_what_is_read_once_is_written_and_not_computed_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read_summary(run, "depth")
+    monkeypatch.setattr("innervision.report.tables.summarize", None)
+    assert read_summary(run, "depth")["mean"].tolist() == first["mean"].tolist()
+
+
+def test_names_that_the_file_would_not_hold_as_they_are_are_not_written(run: Path) -> None:
+    table(LEVELS, target="seg\x1b[31m").to_parquet(run / "scores/depth.parquet")
+    assert set(read_summary(run, "depth")["target"]) == {"seg\x1b[31m"}
+    assert not (run / "scores/depth.csv").exists()
+
+
+def test_nothing_is_written_beside_a_link_or_where_nothing_may_be_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a run in the Hub's cache are links."""
+    table_file = run / "scores/depth.parquet"
+    table_file.rename(tmp_path / "blob")
+    table_file.symlink_to(tmp_path / "blob")
+    linked = read_summary(run, "depth")
+    assert not (run / "scores/depth.csv").exists()
+    table_file.unlink()
+    (tmp_path / "blob").rename(table_file)
+
+    def refuse(*_: object) -> None:
+        raise InnerVisionError("the disk may only be read")
+
+    monkeypatch.setattr("innervision.report.tables.atomic_write", refuse)
+    assert read_summary(run, "depth")["mean"].tolist() == linked["mean"].tolist()
 
 
 def test_a_csv_that_is_older_than_the_scores_is_not_taken(run: Path) -> None:

@@ -52,6 +52,27 @@ def picture(tmp_path: Path) -> np.ndarray:
     return np.asarray(Image.open(tmp_path / "layers.png").convert("RGB"))
 
 
+def test_the_truth_of_depth_stands_beside_the_photograph_on_the_experts_scale(tmp_path: Path) -> None:
+    """The expert says 0 and 100, the layer 0 everywhere; the truth is farther on the left, and unknown below."""
+    expert = torch.tensor([[0.0, 100.0], [0.0, 100.0]])
+    decoded = {"depth": Decoded("depth", {1: torch.zeros(2, 2)}, expert, None)}
+    depth = np.array([[9.0, 2.0], [np.nan, np.nan]])
+    photograph = np.broadcast_to([1.0, 0.0, 1.0], (2, 2, 3))
+    draw_layers({"a": decoded}, {"depth": photograph}, tmp_path / "a.png", depth=depth)
+    found = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    (image,) = centre(found, (255, 0, 255))
+    dark, bright = (
+        tuple(round(255 * each) for each in _paint("depth", np.full((1, 1), v), COLORS, (0, 100))[0, 0])
+        for v in (0.0, 100.0)
+    )
+    closest, farthest, unknown = centre(found, bright), centre(found, dark), centre(found, (128, 128, 128))
+    assert len(closest) == 2  # of the truth, in one pixel, and of the expert
+    assert len(unknown) == 1
+    assert image[1] < farthest[0][1] < closest[0][1] < farthest[1][1] < closest[1][1]
+    assert farthest[0][1] < unknown[0][1] < closest[0][1]
+    assert unknown[0][0] > closest[0][0]
+
+
 def centre(picture: np.ndarray, color: tuple[int, int, int]) -> list[tuple[float, float]]:
     """Row and column of the middle of each area of this colour, as shares of the picture, from left to right."""
     from scipy import ndimage

@@ -116,6 +116,8 @@ def test_pairs_are_in_the_layout_of_da2k(out: Path) -> None:
         assert image.size == (SIZE, SIZE)
         assert (out / "da2k" / path).read_bytes() == (out / "val2017" / name).read_bytes()
         depth = np.asarray(Image.open(out / "depth/val2017" / name.replace(".jpg", ".png"))).astype(float)
+        beside = out / "da2k/depth" / place / name.replace(".jpg", ".png")
+        assert beside.read_bytes() == (out / "depth/val2017" / beside.name).read_bytes()
         for pair in found:
             assert pair["closer_point"] == "point1"
             assert depth[tuple(pair["point2"])] > 1.49 * depth[tuple(pair["point1"])]

@@ -122,6 +122,6 @@ def test_its_truth_is_that_of_the_annotations(demo: Path) -> None:
         np.testing.assert_array_equal(truth["seg"], labels)
         assert panoptic.categories == [category["name"] for category in CATEGORIES]
         depth = np.asarray(Image.open(demo / "scenes/depth/val2017" / Path(name).with_suffix(".png")))
-        assert depth.flat[truth["depth"].argmax()] == depth.min()
+        assert depth.flat[truth["depth"].argmin()] == depth.min()
         image = np.asarray(Image.open(demo / "scenes/val2017" / name)) / 255
         assert np.abs(truth["gen"] - image).mean() < 0.02

@@ -2,6 +2,7 @@
 
 FOLDER/annotations.json            {"images/indoor/a.jpg": [{"point1": [row, column], "point2": …,
 FOLDER/images/indoor/a.jpg                                   "closer_point": "point1"}, …], …}
+FOLDER/depth/indoor/a.png          depth of all pixels, where it is known (see `data.depth_maps`); not in DA-2K itself
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from innervision.data.depth_maps import read_depth_map
 from innervision.data.images import BadImage, image_size, orientation
 from innervision.data.sources import ImageSet, check_inside, find_images, images_inside, short_hash, table_name
 from innervision.errors import InnerVisionError, few
@@ -38,6 +40,26 @@ class DA2K:
     images: ImageSet
     pairs: dict[str, PointPairs]
     """By the name of the image; for those that are missing too."""
+    folder: Path
+    """Of the annotations."""
+
+    def depth_map(self, name: str) -> NDArray[np.float64] | None:
+        """Read what is known of the depth of an image: (H, W), larger = farther, NaN where it is not known.
+
+        It lies in the folder `depth` as the image does in `images`. None where there is no such file.
+
+        Raises:
+            InnerVisionError: it cannot be read, is not of the image's shape, or lies outside of the folder.
+        """
+        image = self.images.paths[self.images.names.index(name)]
+        place = image.relative_to(self.folder)
+        parts = place.parts[1:] if place.parts[0] == "images" else place.parts
+        path = self.folder.joinpath("depth", *parts).with_suffix(".png")
+        if not path.is_file():
+            return None
+        if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+            raise InnerVisionError(f"{path} lies outside of {self.folder}, to which a linked folder leads")
+        return read_depth_map(path, image)
 
     def fingerprint(self) -> str:
         """Give a short hash of what is asked, and of the right answers."""
@@ -80,7 +102,7 @@ def read_da2k(source: str | Path) -> DA2K:
     if not images.paths:
         left_out = few(f"{name} ({reason})" for name, reason in images.missing)
         raise InnerVisionError(f"none of the {len(pairs)} images of {source} can be scored: {left_out}")
-    return DA2K(images, pairs)
+    return DA2K(images, pairs, source.parent)
 
 
 def _fault(path: Path, points: NDArray[np.int64]) -> str | None:

@@ -71,6 +71,10 @@ class Descent(Learner):
                 devices = DeviceMesh.from_group(group, bank.device_of(layer).type)
                 fully_shard(bank.probes[str(layer)], mesh=devices, shard_placement_fn=where)
 
+    def work(self, images: int) -> dict[str, int]:
+        """See `Learner.work`."""
+        return {"training": images}
+
     def learn(self, batch: Batch) -> None:
         """Add the gradients of a micro-batch, one layer's graph at a time. See `Learner.learn`."""
         if batch.inputs is None:
@@ -128,7 +132,7 @@ class Descent(Learner):
         self._start_step()
         return {"learning_rate": learning_rate, "loss": losses if size else None}
 
-    def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
+    def finish(self) -> dict[str, dict[str, Any]]:
         """Set the mean features, and say how many steps were taken; the probes are as the last one left them."""
         for name, total in self._totals().items():
             self.banks[name].mean.copy_(total / self.count)

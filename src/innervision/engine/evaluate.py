@@ -5,7 +5,6 @@ innervision evaluate depth runs/a --data DA-2K
 torchrun --nproc-per-node 4 -m innervision evaluate seg runs/a --data coco
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from innervision.checkpoints.identity import fingerprint
 from innervision.config import EvaluateSettings, TaskSettings, TrainSettings
@@ -24,6 +22,7 @@ from innervision.engine.environment import made_by
 from innervision.engine.interrupt import Stopped, stop_signals
 from innervision.engine.mesh import Mesh
 from innervision.engine.processes import Rank, join_processes
+from innervision.engine.progress import Laps, Phases, Took
 from innervision.engine.run import RunFolder, table_name
 from innervision.engine.scores import ScoreTable
 from innervision.engine.session import Session, memory_errors
@@ -94,8 +93,11 @@ def evaluate(
             something else, or another process scores the same.
         Stopped: by Ctrl-C, SIGTERM or SIGHUP to any of the processes, after the batches at work were written.
     """
+    laps = Laps()
     with join_processes(evaluation.settings.device) as rank:
-        return _evaluate(rank, RunFolder(path), evaluation, name, overwrite, mllm, targets, trust_remote_code, progress)
+        return _evaluate(
+            rank, RunFolder(path), evaluation, name, overwrite, mllm, targets, trust_remote_code, progress, laps
+        )
 
 
 def _evaluate(
@@ -108,6 +110,7 @@ def _evaluate(
     targets: Sequence[Target] | None,
     trust_remote_code: bool,
     progress: bool,
+    laps: Laps,
 ) -> Path:
     """See `evaluate`; `rank` is this process's."""
     rank.require_alike(
@@ -154,7 +157,7 @@ def _evaluate(
         tell_left_out(bad.reasons)
         if _trained_on(run, trained, evaluation, table):
             tell("warning: the probes were trained on images of this set: score them on others")
-        plan = _Plan(evaluation, session, mesh, layers, banks, session.predict_blank(banks, layers), table, bad)
+        plan = _Plan(evaluation, session, mesh, layers, banks, session.predict_blank(banks, layers), table, bad, laps)
         _loop(plan, progress)
         rank.first(lambda: _finish(plan))
     return table.path
@@ -182,6 +185,12 @@ class _Plan:
     """By target and layer: the prediction where the MLLM is shown a plain grey image."""
     table: ScoreTable
     bad: BadImages
+    laps: Laps
+
+    @property
+    def devices(self) -> int:
+        """Of the processes that hold one MLLM together."""
+        return self.mesh.layers.count * self.session.count_devices(self.layers)
 
     @property
     def order(self) -> list[list[int]]:
@@ -239,30 +248,28 @@ def _loop(plan: _Plan, progress: bool) -> None:
         workers=evaluation.settings.workers,
         pin_memory=session.mllm.device.type == "cuda",
     )
-    bar = tqdm(
-        total=sum(map(len, order)),
-        initial=sum(len(order[number]) for number in done),
-        desc=evaluation.name,
-        unit=" images",
-        disable=not progress or rank.index > 0,
-        dynamic_ncols=True,
-    )
+    total, done_before = sum(map(len, order)), sum(len(order[number]) for number in done)
+    work = {evaluation.name: total - done_before, **dict.fromkeys(evaluation.last_phases, 1)}
+    phases = Phases(work, shown=progress and rank.index == 0)
     stopped = False
-    with bar, stop_signals("after this batch") as stop, loading as loader:
+    with (
+        phases.bar(evaluation.name, total, "images", done_before) as bar,
+        stop_signals("after this batch") as stop,
+        loading as loader,
+    ):
         rank.spread(stop)
-        num_layers = len(plan.layers)
-        began, seen = time.perf_counter(), 0
-        for number, batch in zip(numbers, loader, strict=True):
-            for name in plan.bad.add(batch.bad):
-                tell(f"left out {name}: {plan.bad.reasons[name]}", from_all=True)
-            plan.mesh.require_same_images(batch.names)
-            found = row.bring_all(_score(plan, batch).on_cpu())
-            if plan.mesh.leads_row:
-                table.write_part(number, join_findings(found), batch.hashes, batch.bad)
-            seen += len(batch.names)
-            pace = (time.perf_counter() - began) / max(seen * num_layers, 1)
-            bar.set_postfix_str(f"{1000 * pace:,.1f} ms per image and layer")
-            bar.update(len(order[number]) * images.count)
+        for number in numbers:
+            size = len(order[number]) * images.count
+            with phases.work(evaluation.name, size):
+                batch = next(loader)
+                for name in plan.bad.add(batch.bad):
+                    tell(f"left out {name}: {plan.bad.reasons[name]}", from_all=True)
+                plan.mesh.require_same_images(batch.names)
+                found = row.bring_all(_score(plan, batch).on_cpu())
+                if plan.mesh.leads_row:
+                    took = Took().plus(plan.laps.lap() / images.count, images.count * plan.devices)
+                    table.write_part(number, join_findings(found), batch.hashes, batch.bad, took)
+            bar.update(size)
             if any(row.exchange(stop.asked)) and number != numbers[-1]:
                 stopped = True
                 break
@@ -295,11 +302,16 @@ def _finish(plan: _Plan) -> None:
     count = len(plan.order)
     plan.table.whole(count)
     plan.bad.add(plan.table.bad(range(count)))
-    facts = {
-        "bad_images": plan.bad.reasons,
-        "metrics": {metric.key: asdict(metric) for metric in plan.evaluation.metrics},
-        "setup": plan.session.setup(),
-        "settings": asdict(plan.evaluation.settings),
-        **plan.evaluation.facts(),
-    }
+    took = plan.table.took()
+
+    def facts() -> dict[str, Any]:
+        return {
+            "bad_images": plan.bad.reasons,
+            "metrics": {metric.key: asdict(metric) for metric in plan.evaluation.metrics},
+            "setup": plan.session.setup(),
+            "settings": asdict(plan.evaluation.settings),
+            "took": took.plus(plan.laps.lap(), plan.mesh.images.count * plan.devices).rounded(),
+            **plan.evaluation.facts(),
+        }
+
     plan.table.finish(count, facts, plan.evaluation.conclude)

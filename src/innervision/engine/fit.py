@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from innervision.checkpoints.identity import absolute
 from innervision.config import VISION, TrainSettings, parse_layers
@@ -26,6 +25,7 @@ from innervision.engine.learner import Learner
 from innervision.engine.log import TrainingLog
 from innervision.engine.mesh import Mesh
 from innervision.engine.processes import Rank, join_processes
+from innervision.engine.progress import Laps, Phases
 from innervision.engine.run import FREE_TO_CHANGE, RunFolder
 from innervision.engine.session import BLANK_COLOUR, BLANK_SIZE, Session, memory_errors
 from innervision.engine.solver import FRACTIONS, Solver
@@ -78,16 +78,17 @@ def fit(
             one has failed, or is gone.
         Stopped: by Ctrl-C, SIGTERM or SIGHUP, after the state was saved.
     """
+    laps = Laps()
     with join_processes(settings.device) as rank, ExitStack() as stack:
         settings = _with_absolute_paths(settings)
         rank.require_alike({**asdict(settings), "device": None, "resume": resume, **made_by()})
         rank.first(lambda: stack.enter_context(locked(RunFolder(settings.out).lock)))
         with memory_errors("lower micro_batch_size, or probe fewer layers"):
-            plan = _plan(settings, resume, Mesh.of(rank, settings.split_mllm), mllm, targets, trust_remote_code)
+            plan = _plan(settings, resume, Mesh.of(rank, settings.split_mllm), mllm, targets, trust_remote_code, laps)
             if resume and rank.first(lambda: _is_finished(plan)):
                 return _finished(plan) if plan.leads else {}
             _loop(plan, progress)
-            return _finish(plan, progress)
+            return _finish(plan)
 
 
 @dataclass
@@ -101,6 +102,7 @@ class _Plan:
     images: ImageSet
     bad: BadImages
     steps: list[Step]
+    laps: Laps
     log: TrainingLog | None
     """Of the first process."""
     record: dict[str, Any]
@@ -118,6 +120,7 @@ def _plan(
     mllm: MLLM | None,
     targets: Sequence[Target] | None,
     trust_remote_code: bool,
+    laps: Laps,
 ) -> _Plan:
     """Check what can be checked before models are loaded, load them, and go back to what was saved, if anything."""
     rank = mesh.all
@@ -214,7 +217,7 @@ def _plan(
         bad.add(list(learner.bad.items()))
         if notes := [*(run.record().get("notes") or []), *_changes(run, settings, rank, learner.step)]:
             record["notes"] = notes
-    return _Plan(run, mesh, session, learner, images, bad, steps, log, record)
+    return _Plan(run, mesh, session, learner, images, bad, steps, laps, log, record)
 
 
 def _have_places(session: Session) -> bool:
@@ -286,6 +289,9 @@ def _loop(plan: _Plan, progress: bool) -> None:
         Stopped: by Ctrl-C or SIGTERM to any of the processes, after the state was saved.
     """
     run, learner, settings, rank = plan.run, plan.learner, plan.session.settings, plan.mesh.all
+    total, done_before = (sum(step.size for step in steps) for steps in (plan.steps, plan.steps[: learner.step]))
+    learner.phases = Phases(learner.work(total - done_before), shown=progress and plan.leads)
+    phase, *_ = learner.phases.left
     if plan.leads:
         run.write_settings(settings, plan.record)
         run.write_bad_images(plan.bad.reasons)
@@ -297,31 +303,25 @@ def _loop(plan: _Plan, progress: bool) -> None:
         pin_memory=plan.session.mllm.device.type == "cuda",
     )
     writing = plan.log.open(learner.step) if plan.log else nullcontext()
-    bar = tqdm(
-        total=sum(step.size for step in plan.steps),
-        initial=sum(step.size for step in plan.steps[: learner.step]),
-        desc="1 of 2: reading layers" if _is_exact(settings) else "training",
-        unit=" images",
-        disable=not progress or not plan.leads,
-        dynamic_ncols=True,
-    )
+    bar = learner.phases.bar(phase, total, "images", done_before)
     saved = time.monotonic()
     with bar, writing as log, stop_signals("after this step") as stop, loading as loader:
         rank.spread(stop)
         for step in plan.steps[learner.step :]:
             began = time.perf_counter()
             bad = []
-            for _ in step.batches:
-                batch = next(loader)
-                bad += batch.bad
-                plan.mesh.require_same_images(batch.names)
-                learner.learn(batch)
-            learner.keep_pace(step.turns - len(step.batches))
-            due = time.monotonic() - saved >= 60 * settings.save_minutes
-            told_by_all = rank.exchange((bad, stop.asked, due))
-            stopping, due = any(asked for _, asked, _ in told_by_all), told_by_all[0][2]
-            _leave_out(plan, [each for some, _, _ in told_by_all for each in some])
-            told = learner.finish_step()
+            with learner.phases.work(phase, step.size):
+                for _ in step.batches:
+                    batch = next(loader)
+                    bad += batch.bad
+                    plan.mesh.require_same_images(batch.names)
+                    learner.learn(batch)
+                learner.keep_pace(step.turns - len(step.batches))
+                due = time.monotonic() - saved >= 60 * settings.save_minutes
+                told_by_all = rank.exchange((bad, stop.asked, due))
+                stopping, due = any(asked for _, asked, _ in told_by_all), told_by_all[0][2]
+                _leave_out(plan, [each for some, _, _ in told_by_all for each in some])
+                told = learner.finish_step()
             pace = round(step.size / (time.perf_counter() - began), 3)
             if log:
                 log.write({"step": learner.step, "of": len(plan.steps), "images_per_second": pace, **told})
@@ -331,6 +331,7 @@ def _loop(plan: _Plan, progress: bool) -> None:
             done = learner.step == len(plan.steps)
             if done or stopping or due:
                 learner.bad = plan.bad.reasons
+                _count_time(plan)
                 learner.save(run.state)
                 saved = time.monotonic()
             if stopping and not done:
@@ -352,7 +353,13 @@ def _leave_out(plan: _Plan, bad: Sequence[tuple[str, str]]) -> None:
         tell(f"left out {name}: {plan.bad.reasons[name]}")
 
 
-def _finish(plan: _Plan, progress: bool) -> dict[str, ProbeBank]:
+def _count_time(plan: _Plan) -> None:
+    """Add what this call has taken since the last time."""
+    devices = plan.mesh.all.count * plan.session.count_devices(plan.learner.layers)
+    plan.learner.took = plan.learner.took.plus(plan.laps.lap(), devices)
+
+
+def _finish(plan: _Plan) -> dict[str, ProbeBank]:
     """Write the probes.
 
     Raises:
@@ -366,10 +373,12 @@ def _finish(plan: _Plan, progress: bool) -> dict[str, ProbeBank]:
         "protocol": settings.protocol,
         "images": learner.count,
     }
-    found = learner.finish(progress)
+    found = learner.finish()
     banks = learner.whole_banks()
     if not plan.leads:
         return {}
+    _count_time(plan)
+    run.write_settings(settings, plan.record | {"took": learner.took.rounded()})
     for name, bank in banks.items():
         bank.save(run.probes(name), facts | found[name])
     run.state.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from multiprocessing import active_children
 from types import FrameType
 from typing import Any
 
-from innervision.errors import InnerVisionError
+from innervision.errors import SharedError
 from innervision.terminal import tell
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -21,7 +21,7 @@ AGAIN = 3.0
 """Seconds in which further signals are the same request: a terminal and what started this process may both send one."""
 
 
-class Stopped(InnerVisionError):
+class Stopped(SharedError):
     """Work was asked to stop, and what was done is saved."""
 
 

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from innervision.data.loader import Batch
 from innervision.engine.mesh import Mesh
+from innervision.engine.progress import Phases, Took
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError, first_line, require
 from innervision.files import atomic_write, require_regular
@@ -49,8 +50,16 @@ class Learner(ABC):
         """Images that this process has seen since."""
         self.bad: dict[str, str] = {}
         """Images that were left out, and why."""
+        self.took = Took()
+        """What all these steps took."""
+        self.phases = Phases({}, shown=False)
+        """What this call has to do, see `work`."""
         self.run: str | None = None
         """Tells the run from others; what another has saved is not restored."""
+
+    @abstractmethod
+    def work(self, images: int) -> dict[str, int]:
+        """Name the phases of fitting, that over the images first, with what is left of each when so many images are."""
 
     @abstractmethod
     def learn(self, batch: Batch) -> None:
@@ -65,7 +74,7 @@ class Learner(ABC):
         """End a step of all processes, and say what the log tells of it."""
 
     @abstractmethod
-    def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
+    def finish(self) -> dict[str, dict[str, Any]]:
         """Bring the banks to their last state, those of the first row at least, and give facts for each one's file.
 
         All images were seen, and one at least could be read.
@@ -73,7 +82,7 @@ class Learner(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Give the first process what a resumed run needs beside `step`, `count` and `bad`."""
+        """Give the first process what a resumed run needs beside what every learner has."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -121,6 +130,7 @@ class Learner(ABC):
             "step": self.step,
             "count": self.count,
             "bad": self.bad,
+            "took": list(self.took),
             **self.state(),
         }
         if self.mesh.all.index > 0:
@@ -143,6 +153,7 @@ class Learner(ABC):
             require(state["run"] == self.run, "another run has saved it")
             self.load_state(state)
             self.step, self.count, self.bad = state["step"], state["count"], state["bad"]
+            self.took = Took(*state.get("took", ()))
         except Exception as error:  # a broken file can make its reader raise anything
             raise InnerVisionError(
                 f"cannot resume from {path}, which is broken or of another run: {first_line(error)}\n"

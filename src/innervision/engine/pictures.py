@@ -10,7 +10,6 @@ HASH is of the image file's content. With these files a report shows pictures wi
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from innervision.checkpoints.identity import fingerprint
 from innervision.config import DrawSettings
 from innervision.data.content import content_hash
+from innervision.data.depth_maps import in_tones_of
 from innervision.data.images import BadImage, read_image
 from innervision.engine.decode import Decoded, decode_images
+from innervision.engine.progress import Phases
 from innervision.engine.run import RunFolder
 from innervision.engine.session import Session
 from innervision.errors import InnerVisionError, require
@@ -45,8 +45,14 @@ from innervision.tasks.task import Task
 
 SIDE = 144
 """Pixels along a side of a cell, at most."""
+UNKNOWN = 255
+"""The number of pixels without a class, or without a depth."""
 PHOTOGRAPH = 320
 """Pixels along the longer side of a photograph, at most."""
+
+
+LOADING, DRAWING = "loading models", "pictures"
+"""Phases of making pictures: of runs, and of images."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def keep_pictures(
     targets: Sequence[Target] | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
-    progress: bool = True,
+    phases: Phases | None = None,
 ) -> None:
     """Make the pictures that a run does not have yet; models are loaded once, and only if there are such.
 
@@ -78,48 +84,58 @@ def keep_pictures(
         targets: instead of those that the run names; with their heads.
         device: by default the accelerator, where there is one.
         trust_remote_code: run model code that comes with the MLLM's checkpoint.
-        progress: show a bar.
+        phases: of the call that this is a part of, `LOADING` and `DRAWING` among them; by default no bar is shown.
 
     Raises:
         InnerVisionError: an image is not there, cannot be read or is not the one that was scored; the run does not fit
             the models; another process makes its pictures.
     """
     run = RunFolder(path)
-    folder = run.path / "pictures"
-    albums = {name: _Album(folder, name, run, each.task) for name, each in wanted.items()}
-    lacking = {name: [image for image in each.hashes if image not in albums[name]] for name, each in wanted.items()}
-    chosen = [name for name, images in lacking.items() if images]
-    if not chosen:
+    albums = _albums(run, wanted)
+    lacking = lacking_pictures(path, wanted)
+    if not lacking:
         return
-    with ExitStack() as stack:
-        stack.enter_context(locked(folder / ".lock"))
-        session = Session.load(
-            run.trained_settings(),
-            "",
-            mllm=mllm,
-            targets=targets,
-            only=chosen,
-            head=True,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-        total = sum(len(lacking[name]) for name in chosen)
-        bar = stack.enter_context(tqdm(total=total, unit="image", desc="pictures", disable=not progress))
-        for target in session.targets:
-            task, album = wanted[target.name].task, albums[target.name]
-            if isinstance(target, GenTarget):
-                target = target.drawing(DrawSettings(**_drawing(task)))
-            if isinstance(task, Seg):
-                task.prepare([target])
-            names = lacking[target.name]
-            images = [_read(task, name, wanted[target.name].hashes[name]) for name in names]
-            found = decode_images(path, images, mllm=session.mllm, targets=[target])
-            for name, image, decoded in zip(names, images, found, strict=True):
-                cells = dict(_cells(decoded[target.name], target, task, name, image))
-                pairs = _pairs(task.truth(name, image)) if isinstance(task, Depth) else []
-                classes = target.labels if isinstance(target, SegTarget) else []
-                album.add(name, wanted[target.name].hashes[name], image, cells, pairs, classes)
-                bar.update()
+    phases = phases or Phases({}, shown=False)
+    with locked(run.path / "pictures" / ".lock"):
+        with phases.work(LOADING, 1):
+            session = Session.load(
+                run.trained_settings(),
+                "",
+                mllm=mllm,
+                targets=targets,
+                only=[*lacking],
+                head=True,
+                device=device,
+                trust_remote_code=trust_remote_code,
+            )
+        with phases.bar(DRAWING, sum(map(len, lacking.values())), "images") as bar:
+            for target in session.targets:
+                task, album = wanted[target.name].task, albums[target.name]
+                if isinstance(target, GenTarget):
+                    target = target.drawing(DrawSettings(**_drawing(task)))
+                if isinstance(task, Seg):
+                    task.prepare([target])
+                names = lacking[target.name]
+                images = [_read(task, name, wanted[target.name].hashes[name]) for name in names]
+                found = decode_images(path, images, mllm=session.mllm, targets=[target])
+                for name, image in zip(names, images, strict=True):
+                    with phases.work(DRAWING, 1):
+                        cells = dict(_cells(next(found)[target.name], target, task, name, image))
+                        pairs = _pairs(task.truth(name, image)) if isinstance(task, Depth) else []
+                        classes = target.labels if isinstance(target, SegTarget) else []
+                        album.add(name, wanted[target.name].hashes[name], image, cells, pairs, classes)
+                    bar.update()
+
+
+def lacking_pictures(path: str | Path, wanted: Mapping[str, Wanted]) -> dict[str, list[str]]:
+    """Name by target the images of which a run has no pictures yet; targets of which it has all are left out."""
+    albums = _albums(RunFolder(path), wanted)
+    lacking = {name: [image for image in each.hashes if image not in albums[name]] for name, each in wanted.items()}
+    return {name: images for name, images in lacking.items() if images}
+
+
+def _albums(run: RunFolder, wanted: Mapping[str, Wanted]) -> dict[str, "_Album"]:
+    return {name: _Album(run.path / "pictures", name, run, each.task) for name, each in wanted.items()}
 
 
 class _Album:
@@ -127,7 +143,12 @@ class _Album:
 
     def __init__(self, folder: Path, target: str, run: RunFolder, task: Task) -> None:
         self.path, self.folder = folder / f"{target}.json", folder / target
-        made = {"probes": fingerprint(run.probes(target)), "drawing": _drawing(task), "side": SIDE}
+        made = {
+            "probes": fingerprint(run.probes(target)),
+            "drawing": _drawing(task),
+            "side": SIDE,
+            "truth": _truth(task),
+        }
         try:
             content = read_json(self.path)
         except InnerVisionError:  # there is none yet, or it is broken
@@ -160,6 +181,11 @@ class _Album:
             temporary.write_text(json.dumps(self.content, ensure_ascii=False, indent=1))
 
 
+def _truth(task: Task) -> bool:
+    """Tell whether all of an image is known, not pairs of points alone."""
+    return isinstance(task, Seg) or (isinstance(task, Depth) and (task.benchmark.folder / "depth").is_dir())
+
+
 def _drawing(task: Task) -> dict[str, Any]:
     """Give the settings of a task that decide how images are drawn; most have none."""
     settings = asdict(task.settings)
@@ -184,10 +210,16 @@ def _cells(decoded: Decoded, target: Target, task: Task, name: str, image: Image
     size = min(SIDE, target.preparer.height), min(SIDE, target.preparer.width)
     if isinstance(task, Seg):
         labels = torch.from_numpy(task.truth(name, image)).long()
-        classes = torch.tensor([*task.classes[target.name], *[255] * (256 - len(task.classes[target.name]))])
+        classes = torch.tensor([*task.classes[target.name], *[UNKNOWN] * (256 - len(task.classes[target.name]))])
         yield "truth", _of_labels(nn.functional.interpolate(classes[labels][None, None].float(), size)[0, 0])
     finite = decoded.expert[decoded.expert.isfinite()]
     scale = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if isinstance(task, Depth) and (depth := task.benchmark.depth_map(name)) is not None:
+        shown = nn.functional.interpolate(decoded.expert[None, None], depth.shape, mode="bilinear", align_corners=False)
+        yield (
+            "truth",
+            _draw(decoded.kind, torch.from_numpy(in_tones_of(depth, shown[0, 0].numpy())).float(), size, scale),
+        )
     outputs = {"expert": decoded.expert, **({} if decoded.mean is None else {"mean": decoded.mean})}
     for title, output in (outputs | {str(layer): each for layer, each in decoded.layers.items()}).items():
         yield title, _draw(decoded.kind, output, size, scale)
@@ -196,25 +228,29 @@ def _cells(decoded: Decoded, target: Target, task: Task, name: str, image: Image
 def _draw(kind: str, output: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> Image:
     """Draw what a head made: depth (H, W), scores of classes (K, h, w), or an image (3, H, W).
 
-    Depth is drawn on the expert's own scale for the image, so that a flat map looks flat; what lies beyond is cut.
+    Depth is drawn on the expert's own scale for the image, so that a flat map looks flat; what lies beyond is cut. What
+    is not known is grey.
     """
     if kind == "seg":
         shown = nn.functional.interpolate(output[None], size, mode="bilinear", align_corners=False)[0]
         return _of_labels(predict_classes(shown))
-    channels = output.nan_to_num()[None] if kind == "gen" else output.nan_to_num(scale[0])[None, None]
+    known = output.isfinite()
+    channels = output.nan_to_num()[None] if kind == "gen" else output.where(known, scale[0])[None, None]
     shown = nn.functional.interpolate(channels, size, mode="bilinear", align_corners=False, antialias=True)[0]
     if kind == "gen":
         return PIL.Image.fromarray(shown.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
     low, high = scale
-    levels = ((shown[0] - low) / (high - low if high > low else 1)).clamp(0, 1)
-    return _indexed(levels.mul(255).round().byte().numpy(), matplotlib.colormaps["inferno"](range(256))[:, :3])
+    levels = ((shown[0] - low) / (high - low if high > low else 1)).clamp(0, 1).mul(UNKNOWN - 1).round()
+    there = nn.functional.interpolate(known[None, None].float(), size)[0, 0] > 0
+    colors = np.vstack([matplotlib.colormaps["inferno"](np.linspace(0, 1, UNKNOWN))[:, :3], np.full(3, 0.5)])
+    return _indexed(levels.where(there, UNKNOWN).byte().numpy(), colors)
 
 
 def _of_labels(labels: Tensor) -> Image:
-    """Draw classes (H, W) by their numbers; 255 is none."""
+    """Draw classes (H, W) by their numbers."""
     hues = matplotlib.colormaps["hsv"]((np.arange(256) * 0.618034) % 1)[:, :3]
-    numbers = labels.where((labels >= 0) & (labels < 255), 255).byte().numpy()
-    return _indexed(numbers, np.vstack([hues[:255], np.ones(3)]))
+    numbers = labels.where((labels >= 0) & (labels < UNKNOWN), UNKNOWN).byte().numpy()
+    return _indexed(numbers, np.vstack([hues[:UNKNOWN], np.ones(3)]))
 
 
 def _indexed(numbers: NDArray[np.uint8], colors: NDArray[np.floating[Any]]) -> Image:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from innervision.engine.interrupt import Stopped, StopRequest, end_at_once
-from innervision.errors import InnerVisionError, first_line
+from innervision.errors import InnerVisionError, SharedError, first_line
 from innervision.terminal import tell
 
 Result = TypeVar("Result")
@@ -57,6 +57,8 @@ class Watch:
         self.count = count
         self.failure: str | None = None
         """What has gone wrong elsewhere."""
+        self.told = False
+        """Whether the process that failed is there to tell it."""
         self.stop = StopRequest()
         """Is asked to stop as soon as that of any process is."""
         self._meetings: Counter[str] = Counter()
@@ -89,9 +91,9 @@ class Watch:
             self.explain(error)
 
     def check(self) -> None:
-        """Raise InnerVisionError if another process has failed."""
+        """Raise InnerVisionError if another process has failed; SharedError if that one tells it."""
         if self.failure is not None:
-            raise InnerVisionError(self.failure)
+            raise (SharedError if self.told else InnerVisionError)(self.failure)
 
     def explain(self, error: Exception) -> None:
         """Find out why the processes do not reach each other.
@@ -112,6 +114,7 @@ class Watch:
         text = str(error) if own else f"{type(error).__name__}: {first_line(Exception(str(error)))}"
         with suppress(RuntimeError):  # the others are gone
             if self.failure is None:
+                self.store.set("told", "")
                 self.store.compare_set("failure", "", f"process {self.index} of {self.count}: {text}")
             self._wait_for_others("knows")
 
@@ -143,6 +146,7 @@ class Watch:
                 store.set(f"pulse/{self.index}", str(beat))
                 if store.check(["failure"]):
                     store.add("knows", 1)
+                    self.told = store.check(["told"])
                     self._react(store.get("failure").decode())
                     return
                 self._spread_stop(store)
@@ -282,7 +286,7 @@ class Rank:
         for index, other in enumerate(others, 1):
             if wrong := [name for name in first if other.get(name) != first[name]]:
                 shown = "; ".join(f"{name} is {other.get(name)!r:.80}, not {first[name]!r:.80}" for name in wrong[:3])
-                raise InnerVisionError(
+                raise SharedError(
                     f"process {index} of {self.count} differs from the first one: {shown}\n"
                     "Start all of them with the same command, code and versions of packages."
                 )

@@ -140,7 +140,7 @@ class RunFolder:
             raise InnerVisionError(f"{self.yaml} does not hold the settings of a run: {error}") from error
 
     def record(self) -> dict[str, Any]:
-        """Read what the settings were resolved to: mllm, experts, layers, images, parameters and setup."""
+        """Read what the settings were resolved to: mllm, experts, layers, images, parameters, setup; what it took."""
         return self.read()["record"]
 
     def origin(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 RUN/scores/NAME.parquet         one row per score
 RUN/scores/NAME.json            what was scored (plan), images with a hash of each file's content, images that were left
-                                out, metrics of the task's own, on what the scores were made (setup)
+                                out, metrics of the task's own, on what the scores were made (setup), what they took
 RUN/scores/.NAME/000012.*       parts of an evaluation that is not finished, by number of the batch
 """
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from innervision.engine.progress import Took
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.json_files import parse_json, read_json
@@ -114,8 +115,18 @@ class ScoreTable:
         """Read which images the parts of these numbers leave out, and why."""
         return [(name, reason) for number in sorted(numbers) for name, reason in _facts(self._part(number))["bad"]]
 
+    def took(self) -> Took:
+        """Sum up what the parts that are there took."""
+        each = [Took(*_facts(path).get("took", ())) for path in self._tables()]
+        return Took(*(sum(values) for values in zip(*each, strict=True)))
+
     def write_part(
-        self, number: int, findings: Findings, hashes: Mapping[str, str], bad: Sequence[tuple[str, str]]
+        self,
+        number: int,
+        findings: Findings,
+        hashes: Mapping[str, str],
+        bad: Sequence[tuple[str, str]],
+        took: Took,
     ) -> None:
         """Write one part.
 
@@ -124,6 +135,7 @@ class ScoreTable:
             findings: what was found for its images.
             hashes: by the names of these images a hash of each file's content.
             bad: (name, reason) of the images that were left out.
+            took: the time of the batch, shared out where several processes worked at once.
         """
         path = self._part(number)
         if findings.arrays:
@@ -138,17 +150,18 @@ class ScoreTable:
             "images": json.dumps(dict(hashes)),
             "bad": json.dumps(list(bad)),
             "arrays": json.dumps(bool(findings.arrays)),
+            "took": json.dumps(took),
         }
         table = self._rows(findings.scores).replace_schema_metadata(facts)
         with atomic_write(path) as temporary:  # last: with it the part is there
             pq.write_table(table, temporary)
 
-    def finish(self, count: int, facts: dict[str, Any], conclude: Conclude) -> None:
+    def finish(self, count: int, facts: Callable[[], dict[str, Any]], conclude: Conclude) -> None:
         """Join the parts to one table, score what needs all images, and write what it was made from beside it.
 
         Args:
             count: how many parts there must be.
-            facts: to write beside the table.
+            facts: gives what to write beside the table, when that is done.
             conclude: scores what needs all images.
 
         Raises:
@@ -164,7 +177,7 @@ class ScoreTable:
             for scores in conclude(_kept(parts)):
                 writer.write_table(self._rows([scores]))
         with atomic_write(self.facts) as temporary:
-            content = {"plan": self.plan, "images": images, **facts}
+            content = {"plan": self.plan, "images": images, **facts()}
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
         shutil.rmtree(self.parts)
 
@@ -262,5 +275,5 @@ def _facts(table: Path) -> dict[str, Any]:
     return {
         name.decode(): parse_json(value, table)
         for name, value in metadata.items()
-        if name in (b"images", b"bad", b"arrays", b"plan")
+        if name in (b"images", b"bad", b"arrays", b"took", b"plan")
     }

@@ -226,6 +226,10 @@ class Session:
         """Bring each probe to the device of its layer."""
         return bank.place({layer: self.mllm.device_of(layer) for layer in bank.layers})
 
+    def count_devices(self, layers: Sequence[int]) -> int:
+        """Count the devices that this process's MLLM and the probes of these layers are on."""
+        return len({self.mllm.device, *map(self.mllm.device_of, layers)})
+
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Give the precision of the probes' matrix work on a device, as the settings or else the protocol say."""
         if not torch.amp.is_autocast_available(device.type):

@@ -1,13 +1,12 @@
 """Exact probes: sums over one pass of the images, and their solution."""
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from innervision.data.loader import Batch
 from innervision.engine.gains import STILL_GAINS, last_doubling
@@ -51,7 +50,7 @@ class Solver(Learner):
         banks: dict[str, ProbeBank],
         layers: Sequence[int],
         names: Sequence[str],
-        milestones: Container[int] = (),
+        milestones: Collection[int] = (),
         mesh: Mesh | None = None,
     ) -> None:
         """Make room for the sums.
@@ -105,6 +104,11 @@ class Solver(Learner):
         """Solutions over the first images: their number, and by target and layer weights (float32) and means on the
         CPU, of what this process solves."""
 
+    def work(self, images: int) -> dict[str, int]:
+        """See `Learner.work`. Layers are solved at each milestone, and at the end."""
+        times = sum(milestone > self.step for milestone in self.milestones) + 1
+        return {"reading layers": images, "solving": times * len(self._mine())}
+
     def learn(self, batch: Batch) -> None:
         """Add a batch to the sums. See `Learner.learn`."""
         if batch.inputs is None:
@@ -146,7 +150,7 @@ class Solver(Learner):
             self._estimate()
         return {}
 
-    def finish(self, progress: bool) -> dict[str, dict[str, Any]]:
+    def finish(self) -> dict[str, dict[str, Any]]:
         """Solve for every layer and target, and say what the held-out images tell.
 
         Returns:
@@ -162,13 +166,12 @@ class Solver(Learner):
             self._check_features(name, each)
             self.banks[name].mean.copy_(each.mean([FIT, HELD_OUT]).view(self.banks[name].mean.shape))
         mine: dict[str, dict[int, Any]] = {name: {} for name in self.banks}
-        silent = not progress or self.mesh.all.index > 0
-        solving = tqdm(
-            self._total_states(features), "2 of 2: solving", len(self._mine()), unit=" layers", disable=silent
-        )
-        for layer, states in solving:
-            for name, choice in choose(states, {name: features[name] for name in states.targets}).items():
-                mine[name][layer] = self._finish_layer(name, layer, states, features[name], choice)
+        with self.phases.bar("solving", len(self._mine()), "systems") as bar:
+            for layer, states in self._total_states(features):
+                with self.phases.work("solving", 1):
+                    for name, choice in choose(states, {name: features[name] for name in states.targets}).items():
+                        mine[name][layer] = self._finish_layer(name, layer, states, features[name], choice)
+                bar.update()
         for owner, (layer, cells) in self._owners():
             for name in self._readings()[cells]:
                 probe = self._probe(name, layer)
@@ -294,13 +297,15 @@ class Solver(Learner):
         """Solve for what was seen so far, and keep the maps: they are scored once all held-out images were seen."""
         features = self._total_features()
         if not all(bool((each.images > 0).all()) for each in features.values()):
+            self.phases.skip("solving", len(self._mine()))
             return
         solutions: dict[str, dict[int, tuple[Tensor, ...]]] = {name: {} for name in self.banks}
-        for layer, states in self._total_states(features):
-            for name, choice in choose(states, {name: features[name] for name in states.targets}).items():
-                found = choice.solution.with_pivots(states, features[name])
-                kept = (found.weight.float(), found.states_mean, found.features_mean)
-                solutions[name][layer] = tuple(tensor.cpu() for tensor in kept)
+        with self.phases.work("solving", len(self._mine())):
+            for layer, states in self._total_states(features):
+                for name, choice in choose(states, {name: features[name] for name in states.targets}).items():
+                    found = choice.solution.with_pivots(states, features[name])
+                    kept = (found.weight.float(), found.states_mean, found.features_mean)
+                    solutions[name][layer] = tuple(tensor.cpu() for tensor in kept)
         self.estimates.append({"images": self.count, "solutions": solutions})
 
     def _bring_estimate(self, estimate: Mapping[str, Any]) -> dict[str, Any]:

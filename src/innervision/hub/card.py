@@ -8,6 +8,7 @@ from innervision import __version__
 from innervision.checkpoints.identity import is_public
 from innervision.engine.run import RunFolder
 from innervision.errors import printable
+from innervision.report.duration import duration
 from innervision.report.files import evaluations_of, read_facts, read_scores
 from innervision.report.overview import overviews
 from innervision.report.tables import layer_name, summarize, with_interval
@@ -48,6 +49,7 @@ def make_card(path: str | Path, repository: str, licence: str, picture: str | No
         ["prompt", settings.prompt],
         ["protocol", settings.protocol],
         ["images", (record.get("images") or {}).get("found")],
+        ["training took", duration(record.get("took"))],
         ["InnerVision", ((record.get("setup") or {}).get("versions") or {}).get("innervision", __version__)],
     ]
     parts = [

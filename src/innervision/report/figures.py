@@ -232,6 +232,10 @@ def _make_curves(runs: Sequence[ScoredRun], labels: Sequence[str] | None) -> lis
     scores = scored_alike(runs)
     if len(groups) > len(COLORS):
         raise InnerVisionError(f"a figure holds {len(COLORS)} lines at most. Plot fewer runs.")
+    if labels is not None and len(labels) != len(groups):
+        why = "" if len(groups) == len(runs) else ": runs that differ by their seed alone are one"
+        lines = "1 line" if len(groups) == 1 else f"{len(groups)} lines"
+        raise InnerVisionError(f"{len(labels)} labels for {lines}{why}. Give one label per line, or none.")
     names = name_runs([runs[group.members[0]].path for group in groups], labels)
     curves = []
     for group, label, color in zip(groups, names, COLORS, strict=False):

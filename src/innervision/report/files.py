@@ -16,7 +16,7 @@ from innervision.metrics.registry import Metric
 COLUMNS = ["image", "target", "layer", "source", "metric", "protocol", "value"]
 
 
-_PARTS = ("plan", "images", "metrics", "setup", "settings", "bad_images")
+_PARTS = ("plan", "images", "metrics", "setup", "settings", "bad_images", "took")
 """Of the file beside a table, each an object of JSON."""
 
 
@@ -36,6 +36,8 @@ class Facts:
     """Of the evaluation, as they were given."""
     bad_images: Mapping[str, Any] = field(default_factory=dict)
     """Images that were left out, and why."""
+    took: Mapping[str, Any] = field(default_factory=dict)
+    """Seconds, see `innervision.engine.progress.Took`."""
     features: Any = None
     """Which model's features images were compared in."""
 

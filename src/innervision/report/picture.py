@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+import PIL.Image
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from innervision.data.depth_maps import in_tones_of
 from innervision.files import atomic_write
 from innervision.report.panels import STYLE, plain_text
 from innervision.report.tables import layer_name
@@ -34,19 +36,21 @@ def draw_layers(
     known: Mapping[str, NDArray[Any]],
     out: str | Path,
     classes: Sequence[tuple[str, Sequence[int]]] | None = None,
+    depth: NDArray[Any] | None = None,
 ) -> None:
     """Draw for each target a row per run, with a column per layer, between what is known, the expert and the floor.
 
-    All depth maps of a target but the truth, which has units of its own, are on one scale: from the farthest to the
-    closest point that the expert sees. A map that says little looks flat.
+    All depth maps of a target are on one scale: from the farthest to the closest point that the expert sees. A map that
+    says little looks flat. The truth has the expert's values in its own order, see `innervision.data.depth_maps`.
 
     Args:
         runs: label of each run -> what `decode_layers` gives.
         known: of the targets to draw, by name, the truth, or a photograph (H, W, 3), 0…1. The truth of depth: (H, W),
-            larger = closer; of seg: (H, W), the class of each pixel; of gen: the image.
+            larger = farther, NaN where it is not known; of seg: (H, W), the class of each pixel; of gen: the image.
         out: the picture; its suffix decides the format (PNG, PDF, SVG …).
         classes: name and colour (0…255) of each class of seg; by default names of the expert, and colours as different
             as can be.
+        depth: the truth of depth, in a column of its own beside the photographs.
 
     Raises:
         InnerVisionError: the file cannot be written.
@@ -55,7 +59,8 @@ def draw_layers(
     classes = classes or [(name, color) for name, color in zip(named, _colors(len(named)), strict=True)]
     colors = np.array([color for _, color in classes]).reshape(-1, 3) / 255
     layers = list(next(iter(runs.values()))[next(iter(known))].layers)
-    widths = [1, 1, 0.3, *[1] * len(layers), 0.1, 1]
+    beside = 0 if depth is None else 1
+    widths = [1, *[1] * beside, 1, 0.3, *[1] * len(layers), 0.1, 1]
     heights = [*[1] * len(runs), 0.15] * len(known)
     width, height = sum(widths) + 0.5, sum(heights) + 1.2
     with matplotlib.rc_context({**STYLE, "font.size": 7, "axes.titlesize": 7}):
@@ -90,20 +95,20 @@ def draw_layers(
             expert = _output(kind, first.expert)
             scale = (float(np.nanmin(expert)), float(np.nanmax(expert)))
             photograph = truth.ndim == 3
-            show(
-                all_runs,
-                0,
-                _paint("gen" if photograph else kind, truth, colors),
-                "image" if photograph else "truth",
-                plain_text(target),
-            )
-            show(all_runs, 1, _paint(kind, expert, colors, scale), "expert")
+            if kind == "depth" and not photograph:
+                truth = in_tones_of(truth, _resized(expert, truth.shape))
+            shown = _paint("gen" if photograph else kind, truth, colors, scale)
+            show(all_runs, 0, shown, "image" if photograph else "truth", plain_text(target))
+            if depth is not None and kind == "depth":
+                tones = in_tones_of(depth, _resized(expert, depth.shape))
+                show(all_runs, 1, _paint(kind, tones, colors, scale), "truth")
+            show(all_runs, 1 + beside, _paint(kind, expert, colors, scale), "expert")
             if first.mean is not None:
                 show(all_runs, len(widths) - 1, _paint(kind, _output(kind, first.mean), colors, scale), "mean feature")
             for row, (label, decoded) in enumerate(runs.items(), top):
-                for column, layer in enumerate(layers, 3):
+                for column, layer in enumerate(layers, 3 + beside):
                     pixels = _paint(kind, _output(kind, decoded[target].layers[layer]), colors, scale)
-                    show(row, column, pixels, layer_name(layer), plain_text(label) if column == 3 else "")
+                    show(row, column, pixels, layer_name(layer), plain_text(label) if layer == layers[0] else "")
         if segs := [name for name in known if next(iter(runs.values()))[name].kind == "seg"]:
             outputs = [each for decoded in runs.values() for name in segs for each in decoded[name].all()]
             maps = [
@@ -138,14 +143,22 @@ def _output(kind: str, output: "Tensor") -> NDArray[Any]:
     return values.argmax(0) if kind == "seg" else values.transpose(1, 2, 0) if kind == "gen" else values
 
 
+def _resized(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Bring a map (h, w) to another size (H, W)."""
+    height, width = shape
+    image = PIL.Image.fromarray(values.astype(np.float32), mode="F")
+    return np.asarray(image.resize((width, height), PIL.Image.Resampling.BILINEAR))
+
+
 def _paint(kind: str, values: NDArray[Any], colors: Pixels, scale: tuple[float, float] | None = None) -> Pixels:
     """Make colours of a depth map, of classes, or of an image.
 
-    A depth map is stretched from the farthest to the closest value of `scale`, by default its own.
+    A depth map is stretched from the farthest to the closest value of `scale`, by default its own; NaN is grey.
     """
     if kind == "seg":
         return np.vstack([colors, np.ones(3)])[np.minimum(values, len(colors))]
     if kind == "depth":
         low, high = scale or (values.min(), values.max())
-        return matplotlib.colormaps["inferno"]((values - low) / (high - low if high > low else 1))[..., :3]
+        inferno = matplotlib.colormaps["inferno"].with_extremes(bad="grey")
+        return inferno(np.ma.masked_invalid((values - low) / (high - low if high > low else 1)))[..., :3]
     return values

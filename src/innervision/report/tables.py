@@ -1,6 +1,7 @@
 """Scores of a run, averaged over images and written as a table for the terminal."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,13 +104,21 @@ def summarize(scores: pd.DataFrame, metrics: Metrics | None = None) -> pd.DataFr
 def read_summary(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame:
     """Give the scores of a run over its images: as `write_summary` wrote them, where that is there and no older.
 
+    Otherwise they are written now, unless the run may only be read, its files are links, as in the Hub's cache, or a
+    name holds what a terminal would obey: it is escaped in the file, so that it would not be read as it is.
+
     Raises:
         InnerVisionError: as `read_scores`, or the file cannot be read.
     """
     table = Path(run) / "scores" / f"{evaluation}.parquet"
     path = table.with_suffix(".csv")
     if not (table.exists() and path.exists() and path.stat().st_mtime >= table.stat().st_mtime):
-        return summarize(read_scores(run, evaluation), read_facts(run, evaluation).metrics)
+        summary = summarize(read_scores(run, evaluation), read_facts(run, evaluation).metrics)
+        names = {str(name) for column in [*TEXTS, "group"] for name in summary[column].dropna().unique()}
+        if not table.is_symlink() and all(printable(name) == name for name in names):
+            with suppress(InnerVisionError):
+                write_summary(summary, path)
+        return summary
     try:
         read = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a class may be called NA
         return read[SUMMARY].astype({"layer": "Int64", "clear": "boolean"} | dict.fromkeys([*TEXTS, "group"], object))

@@ -41,9 +41,9 @@ class Depth(Task):
     def __init__(self, settings: TaskSettings) -> None:
         """Read the pairs. See `Task`."""
         self.settings = settings
-        benchmark = read_da2k(settings.data)
-        self.images, self.pairs = benchmark.images, benchmark.pairs
-        self.annotations = benchmark.fingerprint()
+        self.benchmark = read_da2k(settings.data)
+        self.images, self.pairs = self.benchmark.images, self.benchmark.pairs
+        self.annotations = self.benchmark.fingerprint()
         self.by_mean: dict[str, dict[str, Tensor]] = {}
         """By target and image of the batch at work: which pairs the mean feature gets right, where it is known."""
 

@@ -127,6 +127,8 @@ class Evaluation(ABC):
     """Whether its scores have weights and groups."""
     paired: ClassVar[bool] = True
     """Whether a prediction is scored against its image's partner, too."""
+    last_phases: ClassVar[tuple[str, ...]] = ()
+    """What takes long once all images were seen, by name: bars tell it beforehand."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """Metrics that it brings beside those of `innervision.metrics.registry`."""
     settings: ScoreSettings

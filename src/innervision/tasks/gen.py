@@ -52,6 +52,7 @@ class Gen(Task):
 
     name = "gen"
     kind = "gen"
+    last_phases = ("distances",)
     paired = False  # the set of predictions for partners is the set of predictions
     sources = ("probe", "mean", "expert")
     settings_class = GenSettings
@@ -130,7 +131,8 @@ class Gen(Task):
         order = np.array(random_order(kept.images))
         drawn_for_partner = np.empty_like(order)
         drawn_for_partner[np.roll(order, -1)] = order  # by the place of an image that of the one whose partner it is
-        for key in tqdm([key for key in kept.keys if key[1] != "real"], desc="distances", unit=" sets", disable=None):
+        sets = [key for key in kept.keys if key[1] != "real"]
+        for key in tqdm(sets, desc="2 of 2: distances", unit=" sets", disable=None):
             target, source, layer = key
             drawn = kept.read(key)
             yield from self._compare_sets([Label(image, target, layer, source) for image in kept.images], drawn, real)

@@ -6,6 +6,7 @@
     OUT/depth/train2017/000000000001.png         16 bit, millimetres; COCO has no place for it
     OUT/da2k/annotations.json                    pairs of points in val scenes
     OUT/da2k/images/indoor/000500000001.jpg      outdoor/ likewise
+    OUT/da2k/depth/indoor/000500000001.png       the same as in depth/val2017
 
 An image's id is the index of its scene: `render(seed, id, size)` gives all else that is known about it.
 """
@@ -145,7 +146,7 @@ Made by `innervision data scenes`; `scenes.json` holds the settings.
 |---|---|
 | `train2017/`, `val2017/`, `annotations/` | images, captions and panoptic maps in COCO's layout |
 | `depth/` | depth along the optical axis in millimetres, 16-bit PNG; the sky is at 50 m |
-| `da2k/` | pairs of points in val images in DA-2K's layout; `point1` is closer |
+| `da2k/` | pairs of points in val images in DA-2K's layout; `point1` is closer; their depth in `da2k/depth/` |
 
 The number in a file name is the image's id and the index of its scene: in Python,
 `innervision.world.scenes.render(seed, index, size)` gives the scene again, with its objects and camera.
@@ -215,7 +216,8 @@ def _write_scene(out: Path, split: str, scene: Scene, index: int, seed: int, rec
     _save(image, out / year / f"{name}.jpg")
     _save(Image.fromarray(colours), out / "annotations" / f"panoptic_{year}" / f"{name}.png")
     millimetres = np.rint(scene.depth * 1000).astype(np.uint16)
-    _save(Image.fromarray(millimetres), out / "depth" / year / f"{name}.png")
+    depth = Image.fromarray(millimetres)
+    _save(depth, out / "depth" / year / f"{name}.png")
 
     record["images"].append({"id": index, "file_name": f"{name}.jpg", "width": width, "height": height})
     for number, caption in enumerate(scene.captions):
@@ -227,6 +229,7 @@ def _write_scene(out: Path, split: str, scene: Scene, index: int, seed: int, rec
         if pairs:
             path = f"images/{scene.place}/{name}.jpg"
             _save(image, out / "da2k" / path)
+            _save(depth, out / f"da2k/depth/{scene.place}/{name}.png")
             record["pairs"][path] = pairs
 
 

@@ -1,5 +1,6 @@
 """An MLLM that several processes hold together, each with the probes of some layers: the probes of one process."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def test_a_model_of_the_world_has_the_probes_and_scores_of_one_process(tmp_path:
         found = run_together(count, train_and_score, replace(settings, out=str(out)), scenes, split)
         assert found == [["depth", "seg"], *[[]] * (count - 1)]
         assert_close(settings.out, str(out), 1e-4 if split > 1 else 1e-5)
+        facts = [json.loads((out / f"scores/{name}.json").read_text()) for name in ("similarity", "depth")]
+        for took in (each["took"] for each in [RunFolder(out).record(), *facts]):
+            assert took["device_seconds"] == pytest.approx(
+                count * took["seconds"], abs=0.06 * count
+            )  # both are rounded
         for name in ("similarity", "depth"):
             alone, together = (table_of(each, name) for each in (Path(settings.out), out))
             assert alone.index.equals(together.index)

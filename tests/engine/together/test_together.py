@@ -113,7 +113,7 @@ def test_an_error_of_one_ends_the_training_of_all(settings: TrainSettings) -> No
     said = "the expert of depth gives features that are not finite"
     found = run_together(3, train, settings, False, {1: (2, "nan")})
     assert found[1].startswith(f"InnerVisionError: {said}")
-    assert all(each.startswith(f"InnerVisionError: process 1 of 3: {said}") for each in (found[0], found[2]))
+    assert all(each.startswith(f"SharedError: process 1 of 3: {said}") for each in (found[0], found[2]))
 
 
 def test_processes_with_other_settings_are_refused(settings: TrainSettings) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from innervision.report.page.findings import Finding, cautions, findings, headline, tell
+from innervision.report.page.findings import Finding, cautions, findings, headline, in_short, tell
 from innervision.report.page.study import Gain, Study, read_study
 from page_runs import IMAGES, LAYERS, write_run
 
@@ -25,10 +25,11 @@ def test_a_run_above_its_floor_is_told_with_interval_floor_ceiling_and_n(tmp_pat
     assert "world/tuned: accuracy 0.700 [0." in text
     assert "on average over the decoder layers. n = 12 images. Best at layer 3: 0.800." in text
     assert "Floor 0.300: the mean feature. Ceiling 0.950. 6 of 6 layers beat every floor." in text
-    sentence = headline(study, findings(study))
-    assert "accuracy 0.700 [" in sentence
-    assert "for depth (floor 0.300, n = 12)" in sentence
-    assert sentence.count(".") == sentence.count("0.") + 1  # one sentence
+    assert headline(study).startswith("Ridge probes read the layers of world/tuned and predict what ")
+    [(target, text)] = in_short(study, findings(study))
+    assert target == "depth"
+    assert text.startswith("world/tuned has accuracy 0.700 [0.")
+    assert text.endswith("(floor 0.300, ceiling 0.950, n = 12 images). world/tuned beats every floor.")
 
 
 def test_a_floor_is_beaten_by_the_paired_difference_and_not_by_intervals_that_lie_apart(tmp_path: Path) -> None:
@@ -65,6 +66,36 @@ def test_differences_are_of_the_first_run_and_say_who_is_better_or_that_it_is_no
     ]
     found = of(findings(read_study(runs[1::-1], ["two", "one"])), "centred_cosine")
     assert found.differences == ["two less one: -0.100 [-0.100, -0.100], two is worse"]
+
+
+def test_in_short_it_is_told_which_runs_beat_their_floors_and_how_the_first_compares(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "a"),
+        write_run(tmp_path / "b", dict.fromkeys(LAYERS, 0.6)),
+        write_run(tmp_path / "c"),
+        write_run(tmp_path / "d", dict.fromkeys(LAYERS, 0.9)),
+        write_run(tmp_path / "e", dict.fromkeys(LAYERS, 0.3), floor=0.5),
+    ]
+
+    def short(*numbers: int) -> str:
+        study = read_study([runs[number] for number in numbers], [str(number) for number in numbers])
+        return dict(in_short(study, findings(study)))["depth"].partition("images). ")[2]
+
+    assert short(0, 1, 2) == "All runs beat every floor. 0 is better than 1 and cannot be told apart from 2."
+    assert short(0, 3) == "All runs beat every floor. 0 is worse than 3."
+    assert short(4) == "4 does not beat every floor."
+    assert (
+        short(0, 3, 4)
+        == "0 and 3 beat every floor. 4 does not beat every floor. 0 is better than 4 and is worse than 3."
+    )
+
+
+def test_in_short_too_few_images_are_told(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, names=["a.jpg", "b.jpg"]) for name in "ab"]
+    study = read_study(runs, ["one", "two"])
+    assert in_short(study, findings(study))[0][1].endswith(
+        "It is not known whether one and two beat every floor. one cannot be compared, over so few images, with two."
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,10 +138,10 @@ def test_what_else_speaks_against_a_finding(tmp_path: Path) -> None:
     assert "depth: world/tuned was scored on the images that its probes were trained on." in told
     assert "depth: 1 image was left out of the scores of world/tuned (x.jpg)." in told
     assert "The probes of world/tuned (resampler) are trained" in told
-    assert "None of these runs is a control with random weights" in told
+    assert "None of these runs was made with --random-weights" in told
     study = rewrite(run, random_weights="llm", probe={"kind": "ridge"})
     told = "\n".join(cautions(study, findings(study)))
-    assert "is a control" not in told
+    assert "--random-weights" not in told
     assert "are trained" not in told
 
 

@@ -71,7 +71,7 @@ function showImage() {
   byId("image-title").textContent = `${image.name}: ${rankName(image)} by ${target.metric}`;
   const first = Object.keys(image.runs)[0];
   const panels = [photographPanel(image)];
-  if (image.runs[first].cells.includes("truth")) panels.push(cellPanel(target, image, first, "truth", "truth"));
+  if (image.runs[first].cells.includes("truth")) panels.push(cellPanel(target, image, first, "truth", target.kind === "depth" ? "truth: the known depth" : "truth"));
   panels.push(cellPanel(target, image, first, "expert", "ceiling: the expert’s own feature"));
   if (image.runs[first].cells.includes("mean")) panels.push(cellPanel(target, image, first, "mean", "floor: the mean feature"));
   for (const run of STATE.runs) {

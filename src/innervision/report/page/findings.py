@@ -59,6 +59,28 @@ class Standing(NamedTuple):
         return "does not beat every floor" if self.below else "beats every floor"
 
 
+OPEN, FEW = "cannot be told apart", "cannot be judged"
+"""Verdicts on two runs, beside `is better` and `is worse`."""
+
+
+class Pair(NamedTuple):
+    """The difference of the first run to another one."""
+
+    first: str
+    other: str
+    """Their labels."""
+    difference: str
+    """With its interval."""
+    verdict: str
+    """On the first one."""
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        told = {OPEN: f"the two {OPEN}", FEW: f"{FEW}: fewer than {FEWEST} images"}
+        verdict = told.get(self.verdict, f"{self.first} {self.verdict}")
+        return f"{self.first} less {self.other}: {self.difference}, {verdict}"
+
+
 @dataclass
 class Finding:
     """What was found of one target by one metric."""
@@ -67,14 +89,19 @@ class Finding:
     key: str
     metric: Metric
     standings: list[Standing]
-    differences: list[str]
-    """Sentences: how the first run compares with each other one."""
+    pairs: list[Pair]
+    """How the first run compares with each other one."""
+
+    @property
+    def differences(self) -> list[str]:
+        """The same in words."""
+        return [*map(str, self.pairs)]
 
 
 def findings(study: Study) -> list[Finding]:
     """Say where each run stands, by the metrics that speak for each target; see `Study.headlines`."""
     return [
-        Finding(target, key, study.metric(key), standings, list(_tell_differences(study, target, key)))
+        Finding(target, key, study.metric(key), standings, list(_pairs(study, target, key)))
         for target in study.targets
         for key in study.headlines(target)
         if (standings := [each for n, run in enumerate(study.runs) if (each := _stand(study, run, n, target, key))])
@@ -117,7 +144,7 @@ def _rank(value: float) -> float:
     return value if np.isfinite(value) else -np.inf
 
 
-def _tell_differences(study: Study, target: str, key: str) -> Iterator[str]:
+def _pairs(study: Study, target: str, key: str) -> Iterator[Pair]:
     first, metric = study.runs[0], study.metric(key)
     for other, run in enumerate(study.runs[1:], 1):
         found = study.pairs[0, other]
@@ -128,13 +155,13 @@ def _tell_differences(study: Study, target: str, key: str) -> Iterator[str]:
             continue
         shown = f"{_signed(metric, row.mean)} {_interval(metric, row, signed=True)}"
         if np.isnan(row.low):
-            verdict = f"cannot be judged: fewer than {FEWEST} images"
+            verdict = FEW
         elif row.low > 0 or row.high < 0:
             better = (row.mean > 0) == metric.higher_is_better
-            verdict = f"{first.label} is {'better' if better else 'worse'}"
+            verdict = "is better" if better else "is worse"
         else:
-            verdict = "the two cannot be told apart"
-        yield f"{first.label} less {run.label}: {shown}, {verdict}"
+            verdict = OPEN
+        yield Pair(first.label, run.label, shown, verdict)
 
 
 def _average_difference(found: Compared, first: Studied, target: str, key: str) -> Any:
@@ -180,29 +207,80 @@ def details(finding: Finding, standing: Standing) -> str:
     return f"{'. '.join(parts)}."
 
 
-def headline(study: Study, found: list[Finding]) -> str:
-    """Say in one sentence what was measured and what came out for the first run."""
-    labels = listed([run.label for run in study.runs])
+def headline(study: Study) -> str:
+    """Say in a sentence or two what was measured."""
     kinds = {run.probe_kind or "" for run in study.runs}
     probes = f"{kinds.pop()} probes".strip() if len(kinds) == 1 else "probes"
-    parts, averaged = [], True
+    return (
+        f"{probes[0].upper()}{probes[1:]} read the layers of {listed([run.label for run in study.runs])} and predict "
+        "what frozen vision experts see in held-out images. Scores are averages over the decoder layers, where nothing "
+        "else is said, with 95% intervals over the images."
+    )
+
+
+def in_short(study: Study, found: list[Finding]) -> list[tuple[str, str]]:
+    """Say of each target what came out by its first metric: of the first run in numbers, and how the others stand.
+
+    Returns:
+        Targets, and sentences.
+    """
+    lines = []
     for target in study.targets:
         of_target = [finding for finding in found if finding.target == target][:1]
-        first = [(finding.metric, each) for finding in of_target for each in finding.standings if each.number == 0]
-        if not first:
-            continue
-        metric, standing = first[0]
-        score = standing.score
-        averaged &= score.layer is pd.NA
-        floor = "" if metric.higher_is_better else "lower is better, "
-        floor += f"floor {metric.format(standing.floor[1])}, " if standing.floor else ""
-        numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
-        parts.append(f"{numbers} for {target} ({floor}n = {score.images:,})")
-    where = "on average over the decoder layers" if averaged else "from the decoder layers"
-    return (
-        f"{probes[0].upper()}{probes[1:]} read the layers of {labels} and predict what frozen vision experts see in "
-        f"held-out images: {where} of {study.runs[0].label} they reach {listed(parts)}."
-    )
+        for finding in of_target:
+            numbers = [_numbers(finding.metric, each) for each in finding.standings if each.number == 0]
+            parts = [*numbers, *_beaten(finding.standings), *_compared(finding)]
+            lines.append((target, " ".join(f"{part}." for part in parts)))
+    return lines
+
+
+def _numbers(metric: Metric, standing: Standing) -> str:
+    """Write the score of a run with all that it must be read by."""
+    score = standing.score
+    where = "" if score.layer is pd.NA else f" {at_layer(score.layer)}, its best,"
+    beside = [] if metric.higher_is_better else ["lower is better"]
+    beside += [f"floor {metric.format(standing.floor[1])}"] if standing.floor else []
+    beside += [f"ceiling {metric.format(standing.ceiling)}"] if standing.ceiling is not None else []
+    numbers = f"{metric.name} {metric.format(score.mean)} {_interval(metric, score)}"
+    return f"{standing.label} has{where} {numbers} ({', '.join([*beside, f'n = {score.images:,} images'])})"
+
+
+def _beaten(standings: list[Standing]) -> Iterator[str]:
+    """Say which runs beat every floor, which do not, and of which that is not known."""
+    good = [each.label for each in standings if each.known and not each.below]
+    poor = [each.label for each in standings if each.below]
+    unknown = [each.label for each in standings if not each.known]
+    several = len(standings) if len(standings) > 1 else None
+    if good:
+        yield (
+            "All runs beat every floor" if len(good) == several else f"{listed(good)} {_verb(good, 'beat')} every floor"
+        )
+    if poor:
+        no = f"{listed(poor)} {'do' if len(poor) > 1 else 'does'} not beat every floor"
+        yield "No run beats every floor" if len(poor) == several else no
+    if unknown:
+        yield f"It is not known whether {listed(unknown)} {_verb(unknown, 'beat')} every floor"
+
+
+def _verb(who: list[str], verb: str) -> str:
+    return verb if len(who) > 1 else f"{verb}s"
+
+
+def _compared(finding: Finding) -> Iterator[str]:
+    """Say how the first run compares with the others."""
+    words = {
+        "is better": "is better than",
+        "is worse": "is worse than",
+        OPEN: "cannot be told apart from",
+        FEW: "cannot be compared, over so few images, with",
+    }
+    parts = [
+        f"{text} {listed(labels)}"
+        for verdict, text in words.items()
+        if (labels := [each.other for each in finding.pairs if each.verdict == verdict])
+    ]
+    if parts:
+        yield f"{finding.pairs[0].first} {listed(parts)}"
 
 
 def cautions(study: Study, found: list[Finding]) -> list[str]:
@@ -284,8 +362,8 @@ def _of_runs(study: Study) -> Iterator[str]:
             yield f"{run.label} follows the protocol {run.scored.protocol}, which repeats faults of the original code."
     if all(run.settings.get("random_weights", "none") == "none" for run in study.runs):
         yield (
-            "None of these runs is a control with random weights (--random-weights): what a network scores that has "
-            "learnt nothing is not shown."
+            "None of these runs was made with --random-weights: unless one of the models is itself untrained, what a "
+            "network scores that has learnt nothing is not shown."
         )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from innervision.config import DrawSettings
-from innervision.engine.pictures import Wanted, keep_pictures
+from innervision.engine.pictures import DRAWING, LOADING, Wanted, keep_pictures, lacking_pictures
+from innervision.engine.progress import Phases
 from innervision.errors import InnerVisionError, require
 from innervision.registry import find
 from innervision.report.figures import ScoredRun, read_run
@@ -16,7 +17,7 @@ from innervision.tasks.task import Task
 from innervision.terminal import tell
 
 
-def make_pictures(runs: Sequence[str | Path], data: str, count: int, **options: Any) -> None:
+def make_pictures(runs: Sequence[str | Path], data: str, count: int, *, progress: bool = True, **options: Any) -> None:
     """Make in every run the pictures that a page of `count` images shows and the run has not kept yet.
 
     Args:
@@ -24,6 +25,7 @@ def make_pictures(runs: Sequence[str | Path], data: str, count: int, **options: 
         data: where the images lie: a path for all tasks, or `TASK=PATH,TASK=PATH`. Tasks that are not named have no
             pictures made.
         count: of images, shared out among the targets.
+        progress: show bars.
         options: as of `keep_pictures`.
 
     Raises:
@@ -39,18 +41,22 @@ def make_pictures(runs: Sequence[str | Path], data: str, count: int, **options: 
         for (evaluation, target), share in zip(pairs, shares(count, [name for _, name in pairs]).values(), strict=True)
         if share and (evaluation in places or "" in places) and (ranking := rank_images(read[0], evaluation, target))
     }
+    wanted_of: dict[Path, dict[str, Wanted]] = {}
     for run in read:
         has = drawn_tasks(run)
-        wanted = {}
+        wanted = wanted_of[run.path] = {}
         for (evaluation, target), names in images.items():
             if (evaluation, target) not in has:
                 continue
             hashes = run.facts[evaluation].images
-            if lacking := [name for name in names if name not in hashes]:
-                tell(f"{run.path} was not scored on {lacking[0]} ({evaluation}): it gets no pictures of such images")
+            if others := [name for name in names if name not in hashes]:
+                tell(f"{run.path} was not scored on {others[0]} ({evaluation}): it gets no pictures of such images")
             task = _task(run, evaluation, places.get(evaluation) or places[""])
             wanted[target] = Wanted(task, {name: hashes[name] for name in names if name in hashes})
-        keep_pictures(run.path, wanted, **options)
+    lacking = [sum(map(len, lacking_pictures(run, wanted).values())) for run, wanted in wanted_of.items()]
+    phases = Phases({LOADING: sum(map(bool, lacking)), DRAWING: sum(lacking), "the page": 1}, shown=progress)
+    for path, wanted in wanted_of.items():
+        keep_pictures(path, wanted, phases=phases, **options)
 
 
 def parse_data(text: str) -> Mapping[str, str]:

@@ -20,9 +20,19 @@ from innervision import __version__
 from innervision.config import ProbeSettings, TrainSettings
 from innervision.errors import InnerVisionError, listed, printable, require
 from innervision.files import atomic_write
+from innervision.report.duration import duration
 from innervision.report.page.data import all_scores, page_data
 from innervision.report.page.explorer import explorer
-from innervision.report.page.findings import Finding, Standing, cautions, details, findings, headline, tell
+from innervision.report.page.findings import (
+    Finding,
+    Standing,
+    cautions,
+    details,
+    findings,
+    headline,
+    in_short,
+    tell,
+)
 from innervision.report.page.study import Studied, Study, read_study
 
 LARGEST = 8_000_000
@@ -80,7 +90,8 @@ def render(study: Study, images: int = IMAGES) -> str:
             plotly_version=plotly.__version__,
             labels=[run.label for run in study.runs],
             title=f"What {listed([run.label for run in study.runs])} {'see' if len(study.runs) > 1 else 'sees'}",
-            headline=printable(headline(study, found)),
+            headline=printable(headline(study)),
+            in_short=[(printable(target), printable(text)) for target, text in in_short(study, found)],
             cards=[_card(finding) for finding in found],
             cautions=cautions(study, found),
             provenance=[_provenance(run) for run in study.runs],
@@ -183,14 +194,14 @@ def _provenance(run: Studied) -> dict[str, Any]:
 
 def _training(run: Studied) -> list[tuple[str, str]]:
     files = sorted((run.scored.path / "probes").glob("*.safetensors"))
-    told = {"written": {path.stem: _written(path) for path in files}}
-    return _flat({**{name: run.record.get(name) for name in ("images", "parameters")}, **told})
+    told = {"took": duration(run.record.get("took")), "written": {path.stem: _written(path) for path in files}}
+    return _flat({**{name: run.record.get(name) for name in ("images", "parameters", "processes")}, **told})
 
 
 def _scoring(run: Studied, name: str) -> list[tuple[str, str]]:
     facts = run.scored.facts[name]
     table = _written(run.scored.path / "scores" / f"{name}.parquet")
-    told = {"written": table, "plan": facts.plan, "setup": facts.setup}
+    told = {"took": duration(facts.took), "written": table, "plan": facts.plan, "setup": facts.setup}
     return _flat({**told, "images left out": facts.bad_images or "none"})
 
 

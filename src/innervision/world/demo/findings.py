@@ -105,4 +105,4 @@ def truth_of(scene: Scene) -> dict[str, NDArray[Any]]:
     labels = np.zeros(256, np.uint8)
     for segment in scene.segments:
         labels[segment.id] = [category["id"] for category in CATEGORIES].index(segment.category_id)
-    return {"depth": -np.log(scene.depth), "seg": labels[scene.panoptic], "gen": scene.image / 255}
+    return {"depth": scene.depth, "seg": labels[scene.panoptic], "gen": scene.image / 255}

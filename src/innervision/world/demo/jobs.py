@@ -12,7 +12,7 @@ from innervision.engine.evaluate import evaluate_similarity, evaluate_task
 from innervision.engine.fit import fit
 from innervision.engine.run import RunFolder
 from innervision.mllm import MLLM
-from innervision.report.tables import tabulate, write_summary
+from innervision.report.tables import read_summary
 from innervision.targets import load_targets
 from innervision.targets.target import Target
 from innervision.world.demo import DISTILLED
@@ -39,9 +39,8 @@ def work(out: Path, notes: Path, name: str, job: str) -> None:
             )
             fit(settings, resume=RunFolder(run).yaml.exists(), **models)
         else:
-            summary = _evaluate(run, scenes, job, models).with_suffix(".csv")
-            if not summary.exists():
-                write_summary(tabulate(run, job).summary, summary)  # tables and figures read it
+            _evaluate(run, scenes, job, models)
+            read_summary(run, job)  # which writes it, for tables and figures to read
 
 
 def _evaluate(run: Path, scenes: Path, evaluation: str, models: dict[str, Any]) -> Path:
