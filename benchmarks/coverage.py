@@ -253,7 +253,8 @@ def _worlds() -> Iterator[tuple[str, str, int, bool, World]]:
         for tails in ("normal", "skewed", "heavy"):
             yield "FID", f"16 features, {tails}", images, False, partial(draw_sets, tails=tails)
         yield "FID", "16 features, drawn as the real ones", images, False, partial(draw_sets, near=1.0)
-        yield "FID", "64 features, normal", images, False, partial(draw_sets, width=64)
+        for width in (4, 64):
+            yield "FID", f"{width} features, normal", images, False, partial(draw_sets, width=width)
         for tails in ("normal", "skewed"):
             yield "KID", f"16 features, {tails}", images, False, partial(draw_sets, tails=tails, kernel=True)
         yield "difference of means", "skewed, no difference", images, False, draw_two_means

@@ -204,7 +204,7 @@ def make_inputs(mllm: MLLM, size: Size, pixels: Tensor) -> Inputs:
         "pixel_values": pixels,
     }
     sizes = torch.full((batch, 2), side)
-    return Inputs(tensors, torch.ones_like(image_mask), image_mask, sizes, torch.ones(batch, dtype=torch.int64))
+    return Inputs(tensors, torch.ones_like(image_mask), image_mask, sizes)
 
 
 def llava(size: Size) -> hf.LlavaConfig:

@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -31,3 +32,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def plain_attention() -> Iterator[None]:
+    """Compute attention by plain matrix products.
+
+    PyTorch's fused kernel fails in bfloat16 on a processor with AMX where ATEN_CPU_CAPABILITY asks for older
+    instructions: "pack_vnni2 is only supported when avx512 is supported".
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -49,8 +49,7 @@ class ProbeSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         require_types(self)
-        for name in ("depth", "heads", "dim_head", "ff_mult"):
-            require(getattr(self, name) > 0, f"probe.{name} must be above 0, not {getattr(self, name)}")
+        _require_positive(self, "depth", "heads", "dim_head", "ff_mult", prefix="probe.")
         require(
             self.kind == "resampler" or not self.positions,
             f"probe.positions works with probe.kind=resampler, not with {self.kind}",
@@ -139,14 +138,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         require_types(self)
-        for name in ("epochs", "batch_size", "micro_batch_size", "lr", "split_mllm"):
-            require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
-        require(self.limit is None or self.limit > 0, f"limit must be above 0, not {self.limit}")
-        for name in ("workers", "weight_decay", "seed", "save_minutes"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, as {getattr(self, name)} is")
-        for name in ("warmup", "max_bad"):
-            require(0 <= getattr(self, name) <= 1, f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        require(self.clip is None or self.clip > 0, f"clip must be above 0, not {self.clip}")
+        _require_positive(self, "epochs", "batch_size", "micro_batch_size", "lr", "split_mllm", "limit", "clip")
+        _require_not_negative(self, "workers", "weight_decay", "seed", "save_minutes")
+        _require_shares(self, "warmup", "max_bad")
         require(
             not (self.quantization and self.random_weights != "none"),
             "random_weights cannot be combined with quantization",
@@ -183,11 +177,9 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         require_types(self)
-        require(self.limit is None or self.limit > 0, f"limit must be above 0, not {self.limit}")
-        for name in ("batch_size", "split_mllm"):
-            require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
-        require(self.workers >= 0, f"workers must not be negative, as {self.workers} is")
-        require(0 <= self.max_bad <= 1, f"max_bad is a share from 0 to 1, not {self.max_bad}")
+        _require_positive(self, "limit", "batch_size", "split_mllm")
+        _require_not_negative(self, "workers")
+        _require_shares(self, "max_bad")
 
 
 @dataclass(kw_only=True)
@@ -214,9 +206,8 @@ class TaskSettings(ScoreSettings):
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        require_types(self)
         super().__post_init__()
-        require(self.decode_batch_size > 0, f"decode_batch_size must be above 0, not {self.decode_batch_size}")
+        _require_positive(self, "decode_batch_size")
 
 
 @dataclass(kw_only=True)
@@ -239,10 +230,8 @@ class DrawSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         require_types(self)
-        require(self.steps > 0, f"steps must be above 0, not {self.steps}")
-        for name in ("noise_level", "seed"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, as {getattr(self, name)} is")
-        require(self.size is None or self.size > 0, f"size must be above 0, not {self.size}")
+        _require_positive(self, "steps", "size")
+        _require_not_negative(self, "noise_level", "seed")
 
 
 @dataclass(kw_only=True)
@@ -259,7 +248,6 @@ class GenSettings(DrawSettings, TaskSettings):
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        require_types(self)
         TaskSettings.__post_init__(self)
         DrawSettings.__post_init__(self)
 
@@ -320,6 +308,23 @@ def require_types(settings: object) -> None:
             raise InnerVisionError(
                 f"{name}={value!r:.40} is not {' or '.join(allowed) or getattr(kind, '__name__', kind)}"
             )
+
+
+def _require_positive(settings: object, *names: str, prefix: str = "") -> None:
+    """Refuse fields that are 0 or below; None is none of these."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value > 0, f"{prefix}{name} must be above 0, not {value}")
+
+
+def _require_not_negative(settings: object, *names: str) -> None:
+    for name in names:
+        require(getattr(settings, name) >= 0, f"{name} must not be negative, as {getattr(settings, name)} is")
+
+
+def _require_shares(settings: object, *names: str) -> None:
+    for name in names:
+        require(0 <= getattr(settings, name) <= 1, f"{name} is a share from 0 to 1, not {getattr(settings, name)}")
 
 
 def _fits(value: object, kind: Any) -> bool:

@@ -12,9 +12,6 @@ def fixed_seed(seed: int) -> Iterator[None]:
 
     The generators of accelerators are not touched: what is drawn here is drawn on the CPU.
     """
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.default_generator.set_state(before)

@@ -174,7 +174,7 @@ def test_hours_are_operations_over_speed(settings: TrainSettings) -> None:
 @pytest.mark.parametrize(
     ("changes", "tflops", "said"),
     [
-        ({"quantization": "4bit"}, None, "leave out quantization"),
+        ({"quantization": "4bit"}, None, "models quantized to 4bit"),
         ({}, 0.0, "tflops must be above 0"),
         ({"layers": "9"}, None, "there is no layer 9"),
     ],

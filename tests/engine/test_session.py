@@ -161,6 +161,7 @@ def test_precision_where_no_setting_says_it(protocol: str, device: str, script: 
     assert PROTOCOLS[protocol].probe_dtype(torch.device(device), script) == expected
 
 
+@pytest.mark.usefixtures("plain_attention")
 def test_experts_do_not_follow_the_precision_of_the_mllm(models: Models) -> None:
     settings = settings_of(models)
     session = Session.load(replace(settings, dtype="bfloat16"), "train", device="cpu")

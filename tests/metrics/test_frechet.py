@@ -99,28 +99,80 @@ def test_mean_over_images_is_the_distance(images: int, width: int) -> None:
     assert by_image.mean() == pytest.approx(frechet_distance(drawn, real), rel=1e-10)
 
 
-@pytest.mark.parametrize(("images", "width"), [(40, 6), (6, 40)])
-def test_value_of_an_image_is_the_slope_of_the_distance_by_its_weight(images: int, width: int) -> None:
-    """Against finite differences of the distance between weighted Gaussians."""
-    drawn, real = pairs(images, width)
+def distance_of_weighted(drawn: Array, real: Array, weights: Array) -> float:
+    """Measure between weighted Gaussians."""
+    moments = []
+    for features in (drawn, real):
+        mean = weights @ features
+        rows = np.sqrt(weights * len(features) / (len(features) - 1))[:, None] * (features - mean)
+        moments.append((mean, rows))
+    (mean, rows), (other_mean, other_rows) = moments
+    shared = np.linalg.svd(rows @ other_rows.T, compute_uv=False).sum()
+    shift = mean - other_mean
+    return float(shift @ shift + (rows**2).sum() + (other_rows**2).sum() - 2 * shared)
 
-    def distance(weights: Array) -> float:
-        moments = []
-        for features in (drawn, real):
-            mean = weights @ features
-            rows = np.sqrt(weights * images / (images - 1))[:, None] * (features - mean)
-            moments.append((mean, rows))
-        (mean, rows), (other_mean, other_rows) = moments
-        shared = np.linalg.svd(rows @ other_rows.T, compute_uv=False).sum()
-        shift = mean - other_mean
-        return float(shift @ shift + (rows**2).sum() + (other_rows**2).sum() - 2 * shared)
 
-    uniform, step = np.full(images, 1 / images), 1e-5
-    slopes = [
-        (distance((1 - step) * uniform + step * image) - distance((1 + step) * uniform - step * image)) / (2 * step)
-        for image in np.eye(images)
-    ]
-    np.testing.assert_allclose(frechet_by_image(drawn, real), distance(uniform) + np.array(slopes), rtol=1e-5)
+@pytest.mark.parametrize(("images", "width", "alike"), [(24, 6, 0.8), (12, 30, 0.8), (12, 30, 0.0)])
+def test_values_are_slopes_by_weight_with_the_spread_of_the_jackknife_less_that_of_pairs(
+    images: int, width: int, alike: float
+) -> None:
+    """Against first and second finite differences of the distance between weighted Gaussians."""
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(images, width)) * np.linspace(0.5, 2, width)
+    drawn = (
+        alike * real + np.sqrt(1 - alike**2) * rng.normal(size=real.shape) * np.linspace(0.5, 2, width) + 0.2 * alike
+    )
+    uniform, step = np.full(images, 1 / images), 1e-3 / images
+    towards = step * (np.eye(images) - uniform)
+
+    def distance(change: Array) -> float:
+        return distance_of_weighted(drawn, real, uniform + change)
+
+    slopes = np.array([distance(each) - distance(-each) for each in towards]) / (2 * step)
+    bends = np.array(
+        [
+            distance(one + other) - distance(one - other) - distance(other - one) + distance(-one - other)
+            for number, one in enumerate(towards)
+            for other in towards[:number]
+        ]
+    ) / (4 * step**2)
+    jackknife = (slopes**2).sum() / images / (images - 1)
+    share = max(1 - ((bends - bends.mean()) ** 2).sum() / images**4 / jackknife, 0.5)
+    assert share < 0.97
+    found = frechet_by_image(drawn, real) - distance(np.zeros(images))
+    np.testing.assert_allclose(found, slopes * np.sqrt(share), rtol=1e-4, atol=1e-4 * found.std())
+
+
+def test_spread_agrees_with_efron_and_steins_over_sets_without_one_and_two_images() -> None:
+    """Their variance is of a statistic of n - 1 images; leaving out is a large change of few images, so to a tenth."""
+    drawn, real = pairs(30, 4)
+    images = len(real)
+    whole = frechet_distance(drawn, real)
+    without = np.empty((images, images))
+    for one in range(images):
+        for other in range(one + 1):
+            left = np.delete(np.arange(images), [one, other])
+            without[one, other] = frechet_distance(drawn[left], real[left])
+    alone = np.diag(without)
+    jackknife = (images - 1) / images * np.square(alone - alone.mean()).sum()
+    one, other = np.tril_indices(images, -1)
+    q = images * whole - (images - 1) * (alone[one] + alone[other]) + (images - 2) * without[one, other]
+    pairs_alone = np.square(q - q.mean()).sum() / images / (images - 1)
+    assert pairs_alone > 0.1 * jackknife
+    told = frechet_by_image(drawn, real).var(ddof=1) / images
+    assert told == pytest.approx(jackknife - pairs_alone, rel=0.1)
+
+
+def test_groups_of_images_tell_the_spread_as_single_images_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    drawn, real = rng.normal(size=(2, 150, 20))
+    grouped = frechet_by_image(drawn, real).std()
+    monkeypatch.setattr("innervision.metrics.frechet.GROUPS", 150)
+    single = frechet_by_image(drawn, real).std()
+    monkeypatch.setattr("innervision.metrics.frechet.GROUPS", 2)  # one pair, which has no spread
+    uncorrected = frechet_by_image(drawn, real).std()
+    assert single < 0.85 * uncorrected
+    assert grouped == pytest.approx(single, rel=0.05)  # the squares of 496 pairs are known to 6%
 
 
 @pytest.mark.parametrize("by_image", [frechet_by_image, kernel_by_image])
@@ -152,11 +204,12 @@ def test_kernel_distance_over_pairs_from_one_distribution_is_zero_on_average() -
     assert abs(np.mean(unbiased)) < 3 * error
 
 
-def test_kernel_is_summed_in_blocks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_image", [frechet_by_image, kernel_by_image])
+def test_blocks_sum_to_the_whole(by_image, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, real = pairs(31, 5)
-    whole = kernel_by_image(drawn, real)
+    whole = by_image(drawn, real)
     monkeypatch.setattr("innervision.metrics.frechet.BLOCK", 100)
-    np.testing.assert_allclose(kernel_by_image(drawn, real), whole, rtol=1e-12)
+    np.testing.assert_allclose(by_image(drawn, real), whole, rtol=1e-12)
 
 
 def test_nan_makes_every_score_nan() -> None:

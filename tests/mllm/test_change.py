@@ -213,7 +213,7 @@ def test_one_stream_can_be_changed() -> None:
     model = gemma3n_text()
     ids = torch.arange(14).reshape(2, 7) + 5
     mask = torch.ones_like(ids, dtype=torch.bool)
-    inputs = Inputs({"input_ids": ids}, mask, mask, torch.full((2, 7, 2), float("nan")), None)
+    inputs = Inputs({"input_ids": ids}, mask, mask, torch.full((2, 7, 2), float("nan")))
     seen: dict[int, Tensor] = {}
 
     def third_stream_doubled(layer: int, states: Tensor, mask: Tensor) -> Tensor | None:
@@ -250,7 +250,7 @@ class Towered(nn.Module):
 def hand_over_of(model: Towered, images: int) -> HandOver:
     mask = torch.ones(images, 4, dtype=torch.bool)
     pixels = {"pixel_values": torch.ones(images, 3, 8, 8)}
-    inputs = Inputs(pixels, mask, mask, torch.full((images, 2), 8), None)
+    inputs = Inputs(pixels, mask, mask, torch.full((images, 2), 8))
     return HandOver(VisionStage(model.tower, [*model.projectors]), inputs)
 
 

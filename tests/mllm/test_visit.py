@@ -12,7 +12,7 @@ from innervision.errors import InnerVisionError
 from innervision.mllm import MLLM, Inputs
 from innervision.mllm.architecture import find_decoder
 from innervision.mllm.inputs import share_out
-from innervision.mllm.shares import split_by_image
+from innervision.mllm.shares import split_by_image, tiles_of
 from innervision.mllm.vision import channels_last, handed_over
 from innervision.mllm.walk import Walk
 from tiny_mllms import FAMILIES, WITHOUT_VISION_LAYER, gemma3n_text
@@ -77,7 +77,7 @@ def test_projected_vision_states_are_the_image_tokens_of_layer_0(
     }.get(family, lambda: model.multi_modal_projector)()
     states = seen[VISION][0]
     if family in ("llava_next", "internvl", "smolvlm"):  # the projector takes tiles
-        states = states.unflatten(0, (int(inputs.tiles[0]), -1))
+        states = states.unflatten(0, (len(tiles_of(inputs)[1]), -1))
     elif family in ("llava", "gemma3"):
         states = states[None]
     projected = projector(states).flatten(0, -2)
@@ -189,7 +189,7 @@ def test_streams_of_a_token_are_read_one_after_the_other() -> None:
     model = gemma3n_text()
     ids = torch.arange(14).reshape(2, 7) + 5
     mask = torch.ones_like(ids, dtype=torch.bool)
-    inputs = Inputs({"input_ids": ids}, mask, mask, torch.full((2, 7, 2), float("nan")), None)
+    inputs = Inputs({"input_ids": ids}, mask, mask, torch.full((2, 7, 2), float("nan")))
     seen: dict[int, Tensor] = {}
     walk = Walk(
         "gemma3n", find_decoder(model), None, inputs, mask, {0, 1, 2}, lambda k, states, _: seen.update({k: states})
@@ -209,7 +209,7 @@ def test_features_are_shared_out_by_the_grid_not_by_tokens_that_end_rows() -> No
     mask = torch.zeros(2, 28, dtype=torch.bool)
     mask[0, :10], mask[1] = True, True
     grid = torch.tensor([[1, 2, 4], [1, 4, 6]])
-    inputs = Inputs({"image_grid_thw": grid}, mask, mask, torch.full((2, 28, 2), float("nan")), None)
+    inputs = Inputs({"image_grid_thw": grid}, mask, mask, torch.full((2, 28, 2), float("nan")))
     pieces = split_by_image(torch.arange(32.0)[:, None], inputs)
     assert pieces is not None
     assert [len(piece) for piece in pieces] == [8, 24]
@@ -220,7 +220,7 @@ def test_features_are_shared_out_by_the_patches_of_the_sizes_also_where_a_merge_
     mask = torch.zeros(2, 24, dtype=torch.bool)
     mask[0], mask[1, :3] = True, True
     sizes = torch.tensor([[168, 126], [42, 84]])
-    inputs = Inputs({"image_sizes": sizes}, mask, mask, sizes, None)
+    inputs = Inputs({"image_sizes": sizes}, mask, mask, sizes)
     pieces = split_by_image(torch.arange(126.0)[:, None], inputs, patch_size=14)
     assert pieces is not None
     assert [len(piece) for piece in pieces] == [108, 18]

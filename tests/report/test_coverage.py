@@ -29,6 +29,7 @@ CLASSES = partial(draw_classes, classes=20, top=0.6, power=0.7)
         (partial(CLASSES, by_class=True), 50, False),
         (partial(CLASSES, by_class=True, runs=2), 50, False),
         (draw_sets, 50, False),
+        (partial(draw_sets, near=1.0), 50, False),
         (draw_two_means, 50, False),
         (partial(draw_share, share=0.6, alike=0.3, runs=2), 50, True),
     ],

@@ -565,7 +565,7 @@ def test_a_run_without_scores_is_named(tmp_path):
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InnerVisionError, match=r"nope does not exist\. Make a run with"):
+    with pytest.raises(InnerVisionError, match=r"nope does not exist; innervision train makes runs"):
         curves_figure([tmp_path / "nope"])
 
 

@@ -45,18 +45,18 @@ def test_scores_are_read_as_written(tmp_path):
 
 
 def test_a_missing_run_says_how_to_make_one(tmp_path):
-    with pytest.raises(InnerVisionError, match=r"absent does not exist\. .*innervision train .*--out .*absent"):
+    with pytest.raises(InnerVisionError, match="absent does not exist; innervision train makes runs"):
         read_scores(tmp_path / "absent")
 
 
 def test_a_folder_that_is_no_run_is_named_so(tmp_path):
-    with pytest.raises(InnerVisionError, match=r"is not a run \(it has no run\.yaml\)"):
+    with pytest.raises(InnerVisionError, match=r"is not a run folder: it has no run\.yaml"):
         read_scores(tmp_path)
 
 
 @pytest.mark.parametrize(("evaluation", "option"), [("similarity", "--images"), ("depth", "--data")])
 def test_a_run_not_yet_evaluated_says_which_command_to_run(tmp_path, evaluation, option):
-    (tmp_path / "run.yaml").write_text("mllm: world/tuned\n")
+    (tmp_path / "run.yaml").write_text("{format: 2, settings: {}, record: {}}")
     command = f"innervision evaluate {evaluation} {tmp_path} {option} PATH"
     with pytest.raises(InnerVisionError, match=f"has no {evaluation} scores yet.*{command}"):
         read_scores(tmp_path, evaluation)

@@ -104,6 +104,7 @@ class TestEveryTarget:
         assert not any(module.training for module in target.modules())
         assert not any(parameter.requires_grad for parameter in target.parameters())
 
+    @pytest.mark.usefixtures("plain_attention")
     def test_bfloat16_is_close_and_comes_as_float32(
         self, targets: dict[str, Target], folders: dict[str, Path], noise: NoiseImage, kind: str
     ) -> None:

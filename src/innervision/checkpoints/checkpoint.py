@@ -10,11 +10,11 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedConfig
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
 
 from innervision.checkpoints.identity import hub_commit, locate
 from innervision.checkpoints.loading import check_files, check_finite, check_layers, check_size, loading
-from innervision.checkpoints.shards import check_types
+from innervision.checkpoints.shards import check_types, find_file
 from innervision.errors import InnerVisionError
 from innervision.json_files import read_json
 
@@ -95,10 +95,8 @@ class Checkpoint:
         with self._loading():
             settings, _ = BaseImageProcessor.get_image_processor_dict(self.source, revision=self.revision)
             name = settings["class_info_file"]
-            path = cached_file(
-                self.source, name, revision=self.revision, _raise_exceptions_for_missing_entries=False
-            ) or hf_hub_download(settings["repo_path"], name, repo_type="dataset")
-            return read_json(path)
+            beside = find_file(self.source, name, self.revision)
+            return read_json(beside or hf_hub_download(settings["repo_path"], name, repo_type="dataset"))
 
     def load_part(self, part_class: Any, subfolder: str) -> Any:
         """Load a part of a Diffusers pipeline: a model in float32 on the CPU, or a scheduler."""

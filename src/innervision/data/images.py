@@ -4,7 +4,6 @@ import functools
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -85,12 +84,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         BadImage: no such file, empty, or not an image of a known format.
     """
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
-    except Exception as error:  # on a broken file the decoders raise nearly anything
-        raise BadImage(os.fspath(path), _reason(path, error)) from error
+    (width, height), turned = _read_head(path)
+    return (width, height) if turned > 4 else (height, width)
 
 
 def orientation(path: str | Path) -> int:
@@ -99,12 +94,16 @@ def orientation(path: str | Path) -> int:
     Raises:
         BadImage: as `image_size`.
     """
+    return _read_head(path)[1]
+
+
+def _read_head(path: str | Path) -> tuple[tuple[int, int], int]:
+    """Give width and height of an image as it is stored, and its orientation."""
     try:
         with Image.open(path, formats=_formats()) as image:
-            found = _orientation(image)
+            return image.size, _orientation(image)
     except Exception as error:  # on a broken file the decoders raise nearly anything
         raise BadImage(os.fspath(path), _reason(path, error)) from error
-    return found if found in range(1, 9) else 1
 
 
 @functools.cache
@@ -114,12 +113,13 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _orientation(image: Image.Image) -> Any:
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none: broken metadata does not spoil good pixels."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        found = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -57,26 +57,21 @@ def dry_run(settings: TrainSettings, tflops: float | None = None, *, trust_remot
     Raises:
         InnerVisionError: a configuration or the images cannot be had, or nothing is known of such a run.
     """
-    require(settings.quantization is None, "a dry run does not know quantized models: leave out quantization")
     require(tflops is None or tflops > 0, f"tflops must be above 0, not {tflops}")
     images = find_images(settings.images)
     number = len(images) if settings.limit is None else min(len(images), settings.limit)
-    on_cpu = settings.device == "cpu"
-    dtype = getattr(torch, settings.dtype or ("float32" if on_cpu else "bfloat16"))
-    mllm = _mllm(settings, dtype, trust_remote_code)
+    split = settings.split_mllm
+    mllm = _mllm(settings, settings.device, split, trust_remote_code)
     targets = load_targets(settings.targets, device="meta")
     source = _source(mllm)
     layers = parse_layers(settings.layers, mllm.num_layers, VISION in source.widths)
-    split = settings.split_mllm
-    if split > 1:
-        check_split(mllm.model, split, mllm.name)
     batch = min(settings.micro_batch_size, number)
     inputs = _inputs(mllm, settings, "train", batch)
 
     def estimate_of(layers: Sequence[int]) -> Estimate:
         with torch.device("meta"):
             banks = {target.name: ProbeBank.for_models(source, target, layers, settings.probe) for target in targets}
-        sum_dtype = torch.float64 if on_cpu else torch.float32
+        sum_dtype = torch.float64 if settings.device == "cpu" else torch.float32
         return estimate(mllm, targets, banks, inputs, sum_dtype, len(FRACTIONS), split)
 
     whole = estimate_of(layers)
@@ -118,15 +113,12 @@ def dry_run_scoring(
     """
     run, settings = RunFolder(path), evaluation.settings
     trained = run.trained_settings()
-    require(trained.quantization is None, "a dry run does not know quantized models, as this run's is")
     require(tflops is None or tflops > 0, f"tflops must be above 0, not {tflops}")
     names = evaluation.choose({name: expert["kind"] for name, expert in run.record().get("experts", {}).items()})
     images = len(evaluation.images) if settings.limit is None else min(len(evaluation.images), settings.limit)
-    dtype = getattr(torch, trained.dtype or ("float32" if settings.device == "cpu" else "bfloat16"))
-    mllm = _mllm(trained, dtype, trust_remote_code)
+    split = settings.split_mllm
+    mllm = _mllm(trained, settings.device, split, trust_remote_code)
     targets = load_targets(trained.targets, only=names, device="meta", head=evaluation.head)
-    if settings.split_mllm > 1:
-        check_split(mllm.model, settings.split_mllm, mllm.name)
     probes = {target.name: read_info(run.probes(target.name)) for target in targets}
     layers = [*probes[names[0]][0].widths]
     batch = min(settings.batch_size, images)
@@ -135,10 +127,10 @@ def dry_run_scoring(
     def estimate_of(layers: Sequence[int]) -> Estimate:
         with torch.device("meta"):
             banks = {name: ProbeBank(info.only(layers), probe) for name, (info, probe) in probes.items()}
-        return estimate_scoring(mllm, targets, banks, inputs, settings.split_mllm)
+        return estimate_scoring(mllm, targets, banks, inputs, split)
 
     whole = estimate_of(layers)
-    part = estimate_of(Mesh(layers=Rank(0, settings.split_mllm)).own(layers)) if settings.split_mllm > 1 else whole
+    part = whole if split == 1 else estimate_of(Mesh(layers=Rank(0, split)).own(layers))
     batches = math.ceil(images / settings.batch_size)
     lines = [
         *_memory(part, batch, "batch_size"),
@@ -154,16 +146,20 @@ def dry_run_scoring(
     return "\n".join(lines)
 
 
-def _mllm(settings: TrainSettings, dtype: torch.dtype, trust_remote_code: bool) -> MLLM:
-    """Make the MLLM of a run without weights."""
-    return MLLM.load(
+def _mllm(settings: TrainSettings, device: str | None, split: int, trust_remote_code: bool) -> MLLM:
+    """Make the MLLM of a run without weights, as it would be on a device, held by so many processes."""
+    require(settings.quantization is None, f"a dry run does not know models quantized to {settings.quantization}")
+    mllm = MLLM.load(
         settings.mllm,
         revision=settings.revision,
-        dtype=dtype,
+        dtype=getattr(torch, settings.dtype or ("float32" if device == "cpu" else "bfloat16")),
         device="meta",
         template=settings.template,
         trust_remote_code=trust_remote_code,
     )
+    if split > 1:
+        check_split(mllm.model, split, mllm.name)
+    return mllm
 
 
 def _inputs(mllm: MLLM, settings: TrainSettings, script: str, batch: int) -> Inputs:

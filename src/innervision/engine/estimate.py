@@ -26,16 +26,16 @@ class Estimate:
     """Of the MLLM and of each expert."""
     probes: int
     """Weights of all probes."""
-    fitting: int
-    """Sums of exact probes; or the gradients of trained ones, and AdamW's two moments."""
-    state: int
-    """Of the file for --resume."""
     kept: int
     """Of a micro-batch, as long as it is at work: pixels and the experts' features."""
     activations: dict[str, int]
     """Of a micro-batch, in each part; the parts work one after the other."""
     operations: dict[str, int]
     """For one image: of the MLLM, the experts and the probes."""
+    fitting: int = 0
+    """Sums of exact probes; or the gradients of trained ones, and AdamW's two moments."""
+    state: int = 0
+    """Of the file for --resume."""
 
     @property
     def total(self) -> int:
@@ -73,30 +73,15 @@ def estimate(
         InnerVisionError: a part cannot be run without values.
     """
     batch, tokens = inputs.mask.shape
-    widths = next(iter(banks.values())).info.widths
-    activations, operations_of, kept = _frozen(mllm, targets, inputs)
-    states = 4 * batch * tokens * max(widths.values())
     probes = sum(_module_bytes(bank) for bank in banks.values())
     exact = all(isinstance(probe, Ridge) for bank in banks.values() for probe in bank.probes.values())
     if exact:
-        fitting, kept_maps, operations, work = _sums(banks, batch, tokens, sum_dtype)
+        fitting, kept_maps, cost = _sums(banks, batch, tokens, sum_dtype)
         state = fitting + milestones * kept_maps
     else:
-        fitting, (work, operations) = 3 * probes, _gradients(banks, inputs)
+        fitting, cost = 3 * probes, _run_probes(banks, inputs, learn=True)
         state = fitting  # the weights and two moments, without gradients
-    activations["probes"] = Cost(work + states, operations * batch)
-    return Estimate(
-        weights=_weights(mllm, targets, split),
-        probes=probes,
-        fitting=fitting,
-        state=state,
-        kept=kept,
-        activations={name: cost.memory for name, cost in activations.items()},
-        operations={
-            **operations_of,
-            "probes": operations,
-        },
-    )
+    return _estimate(mllm, targets, banks, inputs, split, cost, fitting=fitting, state=state)
 
 
 @torch.no_grad()
@@ -110,26 +95,27 @@ def estimate_scoring(
     Raises:
         InnerVisionError: a part cannot be run without values.
     """
-    batch, tokens = inputs.mask.shape
+    return _estimate(mllm, targets, banks, inputs, split, _run_probes(banks, inputs, learn=False))
+
+
+def _estimate(
+    mllm: MLLM,
+    targets: Sequence[Target],
+    banks: Mapping[str, ProbeBank],
+    inputs: Inputs,
+    split: int,
+    of_probes: Cost,
+    **facts: int,
+) -> Estimate:
+    """Add what the models take to what probes do: bytes of the work on the largest, operations for an image of all."""
     activations, operations, kept = _frozen(mllm, targets, inputs)
-    mask = torch.ones(batch, tokens, dtype=torch.bool, device="meta")
-    places = torch.empty(batch, tokens, 4, device="meta")
-    memory = of_probes = 0
-    for bank in banks.values():
-        bank.requires_grad_(False)
-        for layer, width in bank.info.widths.items():
-            states = torch.empty(batch, tokens, width, device="meta")
-            cost = find_cost(partial(bank, layer, states, mask, places))
-            memory, of_probes = max(memory, cost.memory + _bytes(states)), of_probes + cost.operations // batch
-    activations["probes"] = Cost(memory, of_probes * batch)
     return Estimate(
         weights=_weights(mllm, targets, split),
         probes=sum(_module_bytes(bank) for bank in banks.values()),
-        fitting=0,
-        state=0,
         kept=kept,
-        activations={name: cost.memory for name, cost in activations.items()},
-        operations={**operations, "probes": of_probes},
+        activations={name: cost.memory for name, cost in activations.items()} | {"probes": of_probes.memory},
+        operations={**operations, "probes": of_probes.operations},
+        **facts,
     )
 
 
@@ -145,11 +131,11 @@ def _frozen(mllm: MLLM, targets: Sequence[Target], inputs: Inputs) -> tuple[dict
     costs: dict[str, Cost] = dict(zip(("vision tower", "LLM"), _mllm_costs(mllm, inputs), strict=True))
     operations = {"MLLM": sum(cost.operations for cost in costs.values()) // batch}
     experts: dict[str, Cost] = {}
-    kept = sum(_bytes(value) for value in inputs.tensors.values() if isinstance(value, Tensor))
+    kept = sum(value.nbytes for value in inputs.tensors.values() if isinstance(value, Tensor))
     for target in targets:
         pixels = torch.empty(batch, 3, target.preparer.height, target.preparer.width, device="meta")
         experts[target.name] = find_cost(partial(target.encode_pixels, pixels))
-        kept += _bytes(pixels) + 4 * batch * target.num_tokens * target.width
+        kept += pixels.nbytes + 4 * batch * target.num_tokens * target.width
     operations["experts"] = sum(cost.operations for cost in experts.values()) // batch
     return costs | experts, operations, kept
 
@@ -177,8 +163,8 @@ def _mllm_costs(mllm: MLLM, inputs: Inputs) -> tuple[Cost, Cost]:
     return tower, llm
 
 
-def _sums(banks: Mapping[str, ProbeBank], batch: int, tokens: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Give bytes of the sums and of solutions, operations for an image, and bytes of the work on one layer."""
+def _sums(banks: Mapping[str, ProbeBank], batch: int, tokens: int, dtype: torch.dtype) -> tuple[int, int, Cost]:
+    """Give bytes of the sums and of solutions; and bytes of the work on one layer, operations for an image."""
     size = solutions = operations = work = 0
     by_cells: dict[int, dict[str, int]] = {}
     for name, bank in banks.items():
@@ -196,34 +182,34 @@ def _sums(banks: Mapping[str, ProbeBank], batch: int, tokens: int, dtype: torch.
             interpolated = batch * cells * (16 * tokens if cells > 1 else 0)  # weights, areas and what is inside
             read = batch * cells * width * (4 + 3 * dtype.itemsize)  # as read, less the pivot, and of each part
             features = batch * cells * sum(targets.values()) * 2 * dtype.itemsize
-            work = max(work, max(interpolated, read + features) + 4 * batch * tokens * width)
-    return size, solutions, operations, work
+            states = 4 * batch * tokens * width  # as they come, and in float32
+            work = max(work, max(interpolated, read + features) + 2 * states)
+    return size, solutions, Cost(work, operations)
 
 
-def _gradients(banks: Mapping[str, ProbeBank], inputs: Inputs) -> Cost:
-    """Give bytes of the work on the largest probe, and operations for one image of all of them."""
+def _run_probes(banks: Mapping[str, ProbeBank], inputs: Inputs, *, learn: bool) -> Cost:
+    """Give bytes of the work on the largest probe, with its states, and operations for one image of all of them."""
     batch, tokens = inputs.mask.shape
     mask = torch.ones(batch, tokens, dtype=torch.bool, device="meta")
     places = torch.empty(batch, tokens, 4, device="meta")
     memory = operations = 0
     for bank in banks.values():
+        if not learn:
+            bank.requires_grad_(False)
         for layer, width in bank.info.widths.items():
             states = torch.empty(batch, tokens, width, device="meta")
 
-            def learn(bank: ProbeBank = bank, layer: int = layer, states: Tensor = states) -> None:
-                with torch.enable_grad():
-                    prediction = bank(layer, states, mask, places)
-                    F.smooth_l1_loss(prediction, torch.empty_like(prediction)).backward()
+            def work(bank: ProbeBank = bank, layer: int = layer, states: Tensor = states) -> object:
+                prediction = bank(layer, states, mask, places)
+                return F.smooth_l1_loss(prediction, torch.empty_like(prediction)).backward() if learn else prediction
 
-            cost = find_cost(learn)
-            gradients = _module_bytes(bank.probes[str(layer)])  # counted with those of all probes
-            memory, operations = max(memory, cost.memory - gradients), operations + cost.operations // batch
+            with torch.set_grad_enabled(learn):
+                cost = find_cost(work)
+            gradients = _module_bytes(bank.probes[str(layer)]) if learn else 0  # counted with those of all probes
+            memory = max(memory, cost.memory - gradients + states.nbytes)
+            operations += cost.operations // batch
     return Cost(memory, operations)
 
 
 def _module_bytes(module: nn.Module) -> int:
-    return sum(_bytes(each) for each in (*module.parameters(), *module.buffers()))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return sum(each.nbytes for each in (*module.parameters(), *module.buffers()))

@@ -29,9 +29,7 @@ def check_memory(devices: Mapping[FeatureMoments | StateMoments, torch.device], 
         InnerVisionError: a device has not enough.
     """
     needed: dict[torch.device, int] = {}
-    sizes = {
-        moments: sum(buffer.numel() * buffer.element_size() for buffer in moments.buffers()) for moments in devices
-    }
+    sizes = {moments: sum(buffer.nbytes for buffer in moments.buffers()) for moments in devices}
     for moments, device in devices.items():
         needed[device] = needed.get(device, 0) + sizes[moments]
     of_states = [moments for moments in devices if isinstance(moments, StateMoments)]

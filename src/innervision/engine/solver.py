@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from innervision.data.loader import Batch
 from innervision.engine.gains import STILL_GAINS, last_doubling
@@ -79,8 +79,10 @@ class Solver(Learner):
         self.cells = {name: self._probe(name, bank.layers[0]).num_cells for name, bank in banks.items()}
         """Number of cells that share a map, by target."""
         bank = next(iter(banks.values()))
-        self.features = nn.ModuleDict()
-        self.states = nn.ModuleDict()
+        self.features: dict[str, FeatureMoments] = {}
+        """Of this process, by target."""
+        self.states: dict[tuple[int, int], StateMoments] = {}
+        """Of this process, by layer and number of cells."""
         devices: dict[FeatureMoments | StateMoments, torch.device] = {}
         for name, cells in self.cells.items():
             width = banks[name].info.num_tokens * banks[name].info.width // cells
@@ -88,9 +90,9 @@ class Solver(Learner):
             self.features[name] = sums
             devices[sums] = session.mllm.device
         for layer, (cells, names) in product(bank.layers, self._readings().items()):
-            widths = {name: self._features(name).pivot.shape[1] for name in names}
+            widths = {name: self.features[name].pivot.shape[1] for name in names}
             moments = StateMoments(cells, bank.info.widths[layer], widths, _sum_dtype(bank.device_of(layer)))
-            self.states[f"{layer}/{cells}"] = moments
+            self.states[layer, cells] = moments
             devices[moments] = bank.device_of(layer)
         self.jobs = [*product(bank.layers, self._readings())]
         """What is solved, layers and numbers of cells. The processes that have these layers take them in turn."""
@@ -116,7 +118,7 @@ class Solver(Learner):
         truth = self.encode(batch)
         held_out = torch.tensor([name in self.held_out for name in batch.names])
         features = {
-            name: self._features(name).add(values.reshape(len(values), self.cells[name], -1), held_out)
+            name: self.features[name].add(values.reshape(len(values), self.cells[name], -1), held_out)
             for name, values in truth.items()
         }
 
@@ -126,7 +128,7 @@ class Solver(Learner):
             if layer not in own:
                 return
             for cells, names in self._readings().items():
-                probe, moments = self._probe(names[0], layer), self._moments(layer, cells)
+                probe, moments = self._probe(names[0], layer), self.states[layer, cells]
                 device = moments.sums.device
                 read, seen = probe.read(states.to(device), mask.to(device), places.to(device), cells)
                 on_device = {name: features[name].to(device) for name in names}
@@ -194,7 +196,7 @@ class Solver(Learner):
         features = self._total_features()
         states = {}
         for layer, cells in self.jobs:
-            total = total_states(self._moments(layer, cells), self._shifts(features, cells), self.rank, to=0)
+            total = total_states(self.states[layer, cells], self._shifts(features, cells), self.rank, to=0)
             if self.rank.index == 0:
                 sums = total.state_dict()
                 states[f"{layer}/{cells}"] = on_cpu(sums) if self.mesh.all.count > 1 else sums
@@ -209,9 +211,9 @@ class Solver(Learner):
         """See `Learner.load_state`."""
         if self.rank.index == 0:  # which goes on with what all have summed
             for name, sums in state["features"].items():
-                self._features(name).load_state_dict(sums)
+                self.features[name].load_state_dict(sums)
             for layer, cells in self.jobs:
-                self._moments(layer, cells).load_state_dict(state["states"][f"{layer}/{cells}"])
+                self.states[layer, cells].load_state_dict(state["states"][f"{layer}/{cells}"])
         self.estimates = [
             {
                 "images": estimate["images"],
@@ -232,16 +234,6 @@ class Solver(Learner):
         assert isinstance(probe, Ridge)
         return probe
 
-    def _features(self, name: str) -> FeatureMoments:
-        moments = self.features[name]
-        assert isinstance(moments, FeatureMoments)
-        return moments
-
-    def _moments(self, layer: int, cells: int) -> StateMoments:
-        moments = self.states[f"{layer}/{cells}"]
-        assert isinstance(moments, StateMoments)
-        return moments
-
     def _owners(self) -> list[tuple[int, tuple[int, int]]]:
         """Give for each job the index of the process that does it."""
         return [(number % self.rank.count, job) for number, job in enumerate(self.jobs)]
@@ -251,10 +243,10 @@ class Solver(Learner):
         return [job for owner, job in self._owners() if owner == self.rank.index]
 
     def _total_features(self) -> dict[str, FeatureMoments]:
-        return {name: total_features(self._features(name), self.rank) for name in self.banks}
+        return {name: total_features(self.features[name], self.rank) for name in self.banks}
 
     def _shifts(self, totals: Mapping[str, FeatureMoments], cells: int) -> dict[str, Tensor]:
-        return {name: self._features(name).pivot - totals[name].pivot for name in self._readings()[cells]}
+        return {name: self.features[name].pivot - totals[name].pivot for name in self._readings()[cells]}
 
     def _total_states(self, features: Mapping[str, FeatureMoments]) -> Iterator[tuple[int, StateMoments]]:
         """Give the layers that this process solves, each with the sums of all processes.
@@ -268,7 +260,7 @@ class Solver(Learner):
         for start in range(0, len(owners), self.rank.count):
             mine = []
             for owner, (layer, cells) in owners[start : start + self.rank.count]:
-                total = total_states(self._moments(layer, cells), self._shifts(features, cells), self.rank, to=owner)
+                total = total_states(self.states[layer, cells], self._shifts(features, cells), self.rank, to=owner)
                 if owner == self.rank.index:
                     mine.append((layer, total))
             for layer, total in mine:

@@ -12,19 +12,18 @@ from innervision.probes.moments import FeatureMoments, StateMoments
 Moments = TypeVar("Moments", FeatureMoments, StateMoments)
 
 
-def total_features(moments: FeatureMoments, rank: Rank, to: int | None = None) -> FeatureMoments:
+def total_features(moments: FeatureMoments, rank: Rank) -> FeatureMoments:
     """Add up a target's sums over all processes, and leave each one's own as they are.
 
     Args:
         moments: of this process.
         rank: of this process.
-        to: index of the process that needs the sums; by default all do. The others are told the pivot alone.
     """
     if rank.count == 1:
         return moments
     total = deepcopy(moments)
     total.move(_common_pivot(moments, moments.images, rank))
-    rank.sum([total.sums, total.squares, total.images], to)
+    rank.sum([total.sums, total.squares, total.images])
     return total
 
 

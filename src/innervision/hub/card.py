@@ -10,7 +10,7 @@ from innervision.engine.run import RunFolder
 from innervision.errors import printable
 from innervision.report.duration import duration
 from innervision.report.files import evaluations_of, read_facts, read_scores
-from innervision.report.overview import overviews
+from innervision.report.overview import overviews, with_source
 from innervision.report.tables import layer_name, summarize, with_interval
 
 if TYPE_CHECKING:
@@ -88,10 +88,7 @@ def _best(path: str | Path) -> Iterable[Sequence[Any]]:
         scores, facts = read_scores(path, evaluation), read_facts(path, evaluation)
         for each in overviews(summarize(scores, facts.metrics), scores["target"].unique(), facts.metrics):
             if each.metric.main and each.protocol == "standard":
-                named = [
-                    "" if row is None else f"{row.source} {each.metric.format(row.mean)}"
-                    for row in (each.floor, each.ceiling)
-                ]
+                named = [with_source(row, each.metric) for row in (each.floor, each.ceiling)]
                 score = with_interval(each.best, each.metric)
                 yield [each.target, each.metric.name, layer_name(int(each.best.layer)), score, *named, each.best.images]
 

@@ -68,13 +68,7 @@ _of_split = partial(Metric, share=True, floors=("shuffled", "blank"))
 _of_set = partial(Metric, higher_is_better=False, of_set=True, floors=("mean",))  # shuffled, it is the same set
 
 _METRICS = (
-    _of_image(
-        "accuracy",
-        "accuracy",
-        "share of the pairs in which the closer point is found",
-        share=True,
-        main=True,
-    ),
+    _of_image("accuracy", "accuracy", "share of the pairs in which the closer point is found", share=True, main=True),
     _of_split(
         "accuracy_mean_right",
         "accuracy, mean right",
@@ -107,16 +101,8 @@ _METRICS = (
     _of_image(
         "image_cosine", "image cosine", "centred cosine of a drawn image with its real one; 0 = nothing in common"
     ),
-    _of_image(
-        "cosine",
-        "cosine",
-        "of the whole feature maps, as published; the mean feature alone scores high",
-    ),
-    _of_image(
-        "token_cosine",
-        "token cosine",
-        "the cosine of each token, averaged over the tokens",
-    ),
+    _of_image("cosine", "cosine", "of the whole feature maps, as published; the mean feature alone scores high"),
+    _of_image("token_cosine", "token cosine", "the cosine of each token, averaged over the tokens"),
     _of_image(
         "centred_cosine",
         "centred cosine",

@@ -83,10 +83,10 @@ def require_sound(mllm: MLLM, prompt: str) -> list[str]:
     return [f"{mllm.name}: {finding.detail}" for finding in findings if finding.verdict == "warning"]
 
 
-def hidden_states_agree(mllm: MLLM, prompt: str = SAMPLE_PROMPT) -> Finding:
+def hidden_states_agree(mllm: MLLM) -> Finding:
     """Compare the layers 0…L of two unequal images with Transformers' own `hidden_states`."""
     test = "same as Transformers' hidden_states"
-    inputs = mllm.prepare([noise(320, 240, seed=0), noise(200, 330, seed=2)], prompt)
+    inputs = mllm.prepare([noise(320, 240, seed=0), noise(200, 330, seed=2)], SAMPLE_PROMPT)
     seen: list[Tensor] = []
     try:
         mllm.visit(inputs, lambda _, states, __: seen.append(states.cpu()))
@@ -119,17 +119,13 @@ def hidden_states_agree(mllm: MLLM, prompt: str = SAMPLE_PROMPT) -> Finding:
     return Finding(test, "warning" if near else "error", f"maximum difference {largest:.1e}")
 
 
-def image_tokens(mllm: MLLM, shapes: Sequence[tuple[int, int]] = SHAPES) -> list[int]:
-    """Count the image tokens of images of these widths and heights."""
-    return [int(mllm.prepare([noise(*shape)], SAMPLE_PROMPT).image_mask.sum()) for shape in shapes]
-
-
 def describe(mllm: MLLM) -> Iterator[tuple[str, str]]:
     """Give the facts about a model that need no experiment, as rows of a table: a title and a text."""
     yield "model", " ".join(filter(None, (mllm.name, mllm.revision)))
     yield "class", f"{type(mllm.model).__name__}, {mllm.processor_name}"
-    tokens = zip(SHAPES, image_tokens(mllm), strict=True)
-    yield "image tokens", ", ".join(f"{width}×{height}: {count}" for (width, height), count in tokens)
+    masks = [mllm.prepare([noise(*shape)], SAMPLE_PROMPT).image_mask for shape in SHAPES]
+    tokens = (f"{width}×{height}: {mask.sum()}" for (width, height), mask in zip(SHAPES, masks, strict=True))
+    yield "image tokens", ", ".join(tokens)
     try:
         widths = sorted(set(mllm.widths.values()))
         yield "decoder layers", f"0…{mllm.num_layers}, {' or '.join(map(str, widths))} wide"

@@ -32,9 +32,6 @@ class Inputs:
     """(B, T) bool: True = a token that stands for a part of the image."""
     sizes: Tensor
     """(B, 2) int64: height and width of each original image in pixels."""
-    tiles: Tensor | None
-    """(B,) int64: how many pictures the vision tower sees of each image, where an image may be cut into tiles;
-    None where the processor does not tell."""
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Inputs":
         """Give a copy on `device`; floating-point arguments of the model become `dtype`."""
@@ -52,8 +49,7 @@ class Inputs:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         tensors = {key: change(value) if isinstance(value, Tensor) else value for key, value in self.tensors.items()}
-        tiles = None if self.tiles is None else change(self.tiles)
-        return Inputs(tensors, change(self.mask), change(self.image_mask), change(self.sizes), tiles)
+        return Inputs(tensors, change(self.mask), change(self.image_mask), change(self.sizes))
 
     def visible(self, tokens: Tokens) -> Tensor:
         """Give the mask of the tokens asked for, padding left out.  # (B, T) bool
@@ -116,9 +112,7 @@ class InputBuilder:
             )
         ids = tensors["input_ids"]
         mask = tensors.get("attention_mask", torch.ones_like(ids)).bool()
-        image_mask = self._image_mask(tensors)
-        tiles = count_tiles(tensors, image_mask)
-        return Inputs(tensors, mask, image_mask, image_sizes(images), tiles)
+        return Inputs(tensors, mask, self._image_mask(tensors), image_sizes(images))
 
     def try_out(self, prompt: str) -> None:
         """Make inputs of a small image under limits: numbers in a processor's files may ask for any size.
@@ -231,28 +225,6 @@ def image_token_id(config: PretrainedConfig) -> int | None:
         if isinstance(token := getattr(config, key, None), int):
             return token
     return None
-
-
-def count_tiles(tensors: dict[str, Tensor], image_mask: Tensor) -> Tensor | None:
-    """Count the pictures that the vision tower sees of each image.
-
-    Pixels of shape (B, tiles, C, H, W) are padded with tiles of zeros, which the models leave out; it is not told
-    where tiles themselves are padded. Tiles of all images in one row, (tiles, C, H, W), are shared out in proportion
-    to the image tokens, of which each tile has equally many.
-    """
-    pixels = tensors.get("pixel_values")
-    if pixels is None or "image_grid_thw" in tensors:
-        return None
-    if pixels.dim() == 5 and len(pixels) == len(image_mask):
-        real = (pixels != 0).flatten(2).any(dim=2)  # (B, tiles)
-        padding = tensors.get("pixel_attention_mask")
-        whole = padding is None or bool(padding[real].all())
-        return real.sum(dim=1) if whole else None
-    if pixels.dim() != 4:
-        return None
-    if len(pixels) == len(image_mask):
-        return torch.ones(len(pixels), dtype=torch.int64)
-    return share_out(len(pixels), image_mask.sum(dim=1))
 
 
 def share_out(total: int, counts: Tensor) -> Tensor | None:

@@ -133,25 +133,21 @@ class MLLM:
                 if isinstance(processor, PreTrainedTokenizerBase):
                     raise ValueError("it has no processor that takes images, only a tokenizer")
             InputBuilder(processor, config, name=name).try_out(SAMPLE_PROMPT)
+
+            def make() -> Any:
+                return AutoModelForImageTextToText.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+
             if device.type == "meta":
                 with device:
-                    model = AutoModelForImageTextToText.from_config(
-                        config, dtype=dtype, trust_remote_code=trust_remote_code
-                    )
+                    model = make()
             elif random_weights == "all":
                 with fixed_seed(seed):
-                    model = AutoModelForImageTextToText.from_config(
-                        config, dtype=dtype, trust_remote_code=trust_remote_code
-                    )
+                    model = make()
                     redraw_constants(model)
                     if foreign is not None:
                         foreign.embed(model, random=True)
                 model.to(device)
             else:
-
-                def make() -> PreTrainedModel:
-                    return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
-
                 check_size(make, folder, name)
                 where: dict[str, Any] = {"device_map": "auto" if spread else {"": device}}
                 if split > 1:

@@ -70,5 +70,5 @@ def bytes_of_part(model: PreTrainedModel, split: int) -> int:
         shared = any(word in style for word in ("colwise", "rowwise", "experts")) and not (
             style.endswith("rowwise") and kind == "bias"
         )
-        total += parameter.numel() * parameter.element_size() // (split if shared else 1)
+        total += parameter.nbytes // (split if shared else 1)
     return total

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from innervision.checkpoints.identity import hub_commit, identify
+from innervision.checkpoints.identity import absolute, hub_commit, identify
 from innervision.checkpoints.loading import check_layers, require_real
 from innervision.checkpoints.shards import Shards
 from innervision.config import ProbeSettings, TrainSettings
@@ -30,9 +30,10 @@ MLLM_KEYS = re.compile(r"model\.(embed_tokens|norm|layers|vision_tower|mm_projec
 """Tensors of the MLLM, which a probe checkpoint holds as a whole."""
 
 BATCH = 16
+"""Images that an expert encodes at once for the mean feature."""
+
 MOST_BAD = 0.01
 """Share of broken images that the mean feature bears, as training does by default."""
-"""Images that an expert encodes at once for the mean feature."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ def read_probes(
     require(not unknown, f"{checkpoint} (probe_mode={mode}) holds {len(unknown)} unknown tensors: {few(unknown)}")
     shape = _head_settings(checkpoint, config)
     settings = TrainSettings(
-        mllm=_absolute(checkpoint),
+        mllm=absolute(checkpoint),
         images=images or "",
         out="",
-        targets=f"{mode}={_absolute(expert) if expert else own_expert(checkpoint, config, shards)}",
+        targets=f"{mode}={absolute(expert) if expert else own_expert(checkpoint, config, shards)}",
         layers="decoder",
         probe=ProbeSettings(
             kind="resampler",
@@ -195,9 +196,9 @@ def own_expert(checkpoint: str, config: dict[str, Any], shards: Shards) -> str:
     named = config.get(HELD[mode].named_by)
     place = find_beside(checkpoint, str(named)) if named else ""
     if place and Path(place).exists():
-        return _absolute(place)
+        return absolute(place)
     if holds(mode, shards):
-        return _absolute(checkpoint) if shards.revision is None else f"{checkpoint}@{shards.revision}"
+        return absolute(checkpoint) if shards.revision is None else f"{checkpoint}@{shards.revision}"
     require(bool(place), f"{checkpoint} neither holds its expert nor names it ({HELD[mode].named_by}): give the expert")
     return place
 
@@ -244,8 +245,3 @@ def _head_settings(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
     words = [name for name in needed if not isinstance(settings[name], int | float)]
     require(not words, f"the config.json of {checkpoint} has no number for {', '.join(words)} in {key}")
     return settings
-
-
-def _absolute(place: str) -> str:
-    """Make a path absolute, since the run may be used from elsewhere; leave a Hub id."""
-    return str(Path(place).resolve()) if Path(place).exists() else place

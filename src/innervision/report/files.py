@@ -57,7 +57,7 @@ def read_scores(run: str | Path, evaluation: str = "similarity") -> pd.DataFrame
     kind, _, name = evaluation.partition(OWN_NAME)
     data = "--images" if kind == "similarity" else "--data"
     command = f"innervision evaluate {kind} {run} {data} PATH" + (f" --name {name}" if name else "")
-    _require_run(Path(run))
+    RunFolder(run).read()  # says so if there is no run
     if not path.is_file():
         raise InnerVisionError(f"{run} has no {evaluation} scores yet. Make them with: {command}")
     try:
@@ -136,7 +136,6 @@ def read_settings(run: str | Path) -> Mapping[str, Any]:
     Raises:
         InnerVisionError: there is no such run, or its run.yaml is of another version or cannot be read.
     """
-    _require_run(Path(run))
     return RunFolder(run).read()["settings"]
 
 
@@ -147,10 +146,3 @@ def run_protocol(run: str | Path, facts: Facts) -> str:
         InnerVisionError: neither can be read.
     """
     return str(facts.plan.get("protocol") or read_settings(run).get("protocol") or "standard")
-
-
-def _require_run(run: Path) -> None:
-    if not (run / "run.yaml").is_file():
-        what = "is not a run (it has no run.yaml)" if run.is_dir() else "does not exist"
-        train = f"innervision train --mllm ID --targets NAMES --images PATH --out {run}"
-        raise InnerVisionError(f"{run} {what}. Make a run with: {train}")

@@ -139,22 +139,23 @@ def _overview(rows: pd.DataFrame, metric: Metric) -> Overview | None:
 
 def _table(lines: Sequence[Overview]) -> Iterator[str]:
     """Write a line for each metric, below the names of the columns."""
-
-    def named(row: Any | None, metric: Metric) -> str:
-        return "" if row is None else f"{row.source} {metric.format(row.mean)}"
-
     names = [each.metric.name for each in lines]
     columns = [
         [name.ljust(max(map(len, names))) for name in ["", *names]],
         align(["best", *(layer_name(int(each.best.layer)) for each in lines)]),
         align(["probe [low, high]", *(with_interval(each.best, each.metric) for each in lines)]),
         align(["avg", *("" if each.average is None else each.metric.format(each.average.mean) for each in lines)]),
-        align(["floor", *(named(each.floor, each.metric) for each in lines)]),
-        align(["ceiling", *(named(each.ceiling, each.metric) for each in lines)]),
+        align(["floor", *(with_source(each.floor, each.metric) for each in lines)]),
+        align(["ceiling", *(with_source(each.ceiling, each.metric) for each in lines)]),
         align(["clear", *(f"{len(each.layers) - len(each.below)} of {len(each.layers)}" for each in lines)]),
     ]
     shown = [column for column in columns if any(cell.strip() for cell in column[1:])]
     yield from ("  ".join(cells).rstrip() for cells in zip(*shown, strict=True))
+
+
+def with_source(row: Any | None, metric: Metric) -> str:
+    """Write the score of a floor or a ceiling after its source; nothing where there is none."""
+    return "" if row is None else f"{row.source} {metric.format(row.mean)}"
 
 
 def _below(lines: Sequence[Overview]) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """Generation: what does the expert draw from a prediction? Scored against the real images."""
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from innervision.tasks.evaluation import Comparison, Kept, Label, Scores
 from innervision.tasks.image_features import InceptionTarget, PooledTarget, load_image_features
 from innervision.tasks.known_features import KnownFeatures
 from innervision.tasks.task import Task
+from innervision.terminal import tell
 
 Pixels = Callable[[Sequence[Image]], Tensor]
 
@@ -80,11 +79,10 @@ class Gen(Task):
         model = [self.model.kind, self.model.expert, self.model.revision, repr(self.views)]
         self.known = KnownFeatures(self.images, model)
         self.views_of_truth = {} if self.known else self.views
-        if len(self.images) < self.model.width and os.environ.get("RANK", "0") == "0":
-            tqdm.write(
+        if len(self.images) < self.model.width:
+            tell(
                 f"warning: {len(self.images)} images are fewer than the {self.model.width} features: Fréchet distances "
-                "come out far too large. Compare them only over the same images; kernel distances are not biased",
-                file=sys.stderr,
+                "come out far too large. Compare them only over the same images; kernel distances are not biased"
             )
 
     def __getstate__(self) -> dict[str, Any]:
