@@ -13,7 +13,7 @@ IMAGES = [f"images/{kind}/{number}.jpg" for number, kind in enumerate(["indoor",
 EASE = np.linspace(-0.1, 0.1, len(IMAGES))
 """What makes an image easy for all sources."""
 LAYERS = [-1, 0, 1, 2, 3, 4]
-CELLS = ["expert", "mean", *map(str, LAYERS)]
+CELLS = ["truth", "expert", "mean", *map(str, LAYERS)]
 
 
 def write_run(

@@ -287,6 +287,9 @@ def test_two_processes_write_the_tables_of_one(world: World, run: Path, tmp_path
             pd.read_parquet(run / f"scores/{task}.parquet"), world.evaluate(alone, task), check_exact=True
         )
         facts = [json.loads((each / f"scores/{task}.json").read_text()) for each in (run, alone)]
+        for each, devices in zip(facts, (2, 1), strict=True):
+            took = each.pop("took")
+            assert took["device_seconds"] == pytest.approx(devices * took["seconds"], abs=0.16)  # both are rounded
         assert facts[0] == facts[1]
         assert len(facts[0]["images"]) == task_runs.IMAGES
 

@@ -141,6 +141,10 @@ def test_the_slider_changes_the_picture(browser: Any, study: Path) -> None:
         for run in "01":
             cell = browser.find_element("css selector", f"#panels [data-run='{run}'][data-cell='{layer}'] .cell")
             assert centre(browser, cell) == pytest.approx(20 * CELLS.index(str(layer)), abs=8)
+    captions = [each.text for each in browser.find_elements("css selector", "#panels figcaption")]
+    assert captions[0].startswith("photograph")
+    assert captions[1] == "truth: the known depth"
+    assert captions[2].startswith("ceiling: the expert’s own feature")
     caption = browser.find_element("css selector", "#panels [data-run='0'][data-cell='2'] figcaption").text
     assert caption == "one, layer 2: accuracy 0.700"  # of the best image
     browser.find_elements("css selector", "#thumbnails button")[-1].click()
