@@ -96,8 +96,14 @@ _METRICS = (
         main=True,
     ),
     _of_set("kid", "KID × 1000", "kernel distance on the same, whatever the number of images"),
-    _of_set("frechet", "Fréchet distance", "of drawn images from the real ones, on that model's features", main=True),
-    _of_set("kernel", "kernel distance × 1000", "on the same, whatever the number of images"),
+    _of_set(
+        "frechet",
+        "Fréchet distance",
+        "of drawn images from the real ones, on that model's features",
+        number_format=".4g",  # features have any scale
+        main=True,
+    ),
+    _of_set("kernel", "kernel distance × 1000", "on the same, whatever the number of images", number_format=".4g"),
     _of_image(
         "image_cosine", "image cosine", "centred cosine of a drawn image with its real one; 0 = nothing in common"
     ),
