@@ -69,7 +69,7 @@ def main() -> None:
             "bytes": by_layers,
             "growth": {way: growth(found) for way, found in by_layers.items()},
         }
-        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
+        options.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def speed_table(size: str, repeats: int, summary: dict[str, dict[str, float]], of_flops: dict[str, float]) -> str:

@@ -101,7 +101,7 @@ def fit_ours(bench: Bench, images: int, folder: Path) -> float:
             weights[f"{name} {layer}"] = bank.probes[str(layer)].get_parameter("weight").numpy()
             penalties[f"{name} {layer}"] = facts[name]["held_out"][layer]["penalty"]
     np.savez(folder / "package.npz", **weights)
-    (folder / "penalties.json").write_text(json.dumps(penalties))
+    (folder / "penalties.json").write_text(json.dumps(penalties), encoding="utf-8")
     return forwards
 
 
@@ -116,7 +116,7 @@ def fit_by_hand(bench: Bench, images: int, folder: Path) -> float:
                 open_memmap(path, "w+", dtype=np.float32, shape=(images, *values.shape[1:]))
             open_memmap(path, "r+")[first : first + len(values)] = values
     forwards = time.perf_counter() - began
-    penalties = json.loads((folder / "penalties.json").read_text())
+    penalties = json.loads((folder / "penalties.json").read_text(encoding="utf-8"))
     weights = {}
     grid = SquareGrid(bench.mllm).find(bench.batch.inputs, [0])[0][:1].expand(images, -1, -1)
     for layer in range(bench.mllm.num_layers + 1):

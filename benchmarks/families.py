@@ -72,7 +72,7 @@ def main() -> None:
         rows.append(test_family(name, builders[name]))
         print(rows[-1], flush=True)
     if not options.only:
-        PAGE.write_text("\n".join([*heading(rows), *map(str, rows)]) + "\n")
+        PAGE.write_text("\n".join([*heading(rows), *map(str, rows)]) + "\n", encoding="utf-8")
 
 
 def heading(rows: list[Row]) -> list[str]:

@@ -54,7 +54,7 @@ def start(count: int, folder: str) -> float:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command = [*torchrun, "-m", "benchmarks.scaling", "--fit", folder]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return json.loads((Path(folder) / "seconds.json").read_text())
+    return json.loads((Path(folder) / "seconds.json").read_text(encoding="utf-8"))
 
 
 def time_fit(folder: Path) -> None:
@@ -72,7 +72,7 @@ def time_fit(folder: Path) -> None:
     began = time.perf_counter()
     fit(settings, mllm=mllm, targets=targets, progress=False)
     if os.environ["RANK"] == "0":
-        (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
+        (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began), encoding="utf-8")
 
 
 if __name__ == "__main__":

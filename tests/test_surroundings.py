@@ -1,9 +1,11 @@
 """What a command meets beside its files: encodings, pipes, notebooks, processes without a network."""
 
+import ast
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import transformers
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled
 
+import innervision as innervision_package
 from innervision.checkpoints import hub
 from innervision.checkpoints.hub import cached_without_network
 from innervision.checkpoints.loading import loading
@@ -27,6 +30,41 @@ def test_help_is_shown_in_any_encoding(encoding: str) -> None:
     done = innervision("train", "--help", PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert b"--mllm" in done.stdout
+
+
+SOURCES = Path(innervision_package.__file__).parent
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCES)))
+def test_files_are_utf_8_whatever_the_locale(path: Path) -> None:
+    assert not [*of_locale(path.read_text(encoding="utf-8"))]
+
+
+def test_files_in_the_encoding_of_the_locale_are_noticed() -> None:
+    source = """\
+path.write_text(text)
+path.write_text(text, encoding="utf-8")
+path.read_text()
+path.open("a")
+path.open("rb")
+open(path, mode="w")
+Image.open(path)
+os.fdopen(number, "w")
+read_text(path)
+"""
+    assert [*of_locale(source)] == [1, 3, 4, 6, 8]
+
+
+def of_locale(source: str) -> Iterator[int]:
+    """Give the lines that read or write text in the encoding of the locale."""
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        words = {keyword.arg: keyword.value for keyword in call.keywords}
+        values = [each.value for each in [*call.args, words.get("mode")] if isinstance(each, ast.Constant)]
+        modes = [value for value in values if isinstance(value, str) and value and {*value} <= {*"rwax+t"}]
+        text = name in ("write_text", "read_text") and isinstance(call.func, ast.Attribute)
+        if "encoding" not in words and (text or (name in ("open", "fdopen") and modes)):
+            yield call.lineno
 
 
 def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:

@@ -92,7 +92,7 @@ def locked(path: str | Path) -> Iterator[None]:
 def _lock(path: Path) -> IO[str]:
     """Open and lock the file, and write into it who holds it."""
     while True:
-        file = path.open("a+")
+        file = path.open("a+", encoding="utf-8")
         try:
             _take(file)
         except (BlockingIOError, PermissionError) as error:

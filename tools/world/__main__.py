@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"next: python -m tools.world card --out {options.out}")
         else:
             path = write_card(options.out)
-            print(path.read_text(), path, sep="\n")
+            print(path.read_text(encoding="utf-8"), path, sep="\n")
     except InnerVisionError as error:
         print(f"tools.world: error: {error}", file=sys.stderr)
         return 1

@@ -95,7 +95,7 @@ def build(
 @contextmanager
 def _clock(path: Path) -> Iterator[Callable[[], float]]:
     """Count CPU seconds over several calls, in the file `path`."""
-    before, start = float(path.read_text()) if path.exists() else 0.0, time.process_time()
+    before, start = float(path.read_text(encoding="utf-8")) if path.exists() else 0.0, time.process_time()
 
     def seconds() -> float:
         return before + time.process_time() - start
@@ -103,13 +103,13 @@ def _clock(path: Path) -> Iterator[Callable[[], float]]:
     try:
         yield seconds
     finally:
-        path.write_text(str(seconds()))
+        path.write_text(str(seconds()), encoding="utf-8")
 
 
 def _record(out: Path, part: Part, facts: dict[str, float]) -> None:
     """Note beside the models how each was made; within their folders it would change their fingerprints."""
     path = out / "build.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     record |= {model: {**facts, "torch": torch.__version__} for model in part.models}
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

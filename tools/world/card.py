@@ -53,7 +53,7 @@ def write_card(models: Path, *, progress: bool = True) -> Path:
     parts = [part for part in PARTS.values() if all((models / model).is_dir() for model in part.models)]
     if not parts:
         raise InnerVisionError(f"{models} holds no finished part of the world: run python -m tools.world build first")
-    record = json.loads((models / "build.json").read_text()) if (models / "build.json").exists() else {}
+    record = json.loads((models / "build.json").read_text(encoding="utf-8")) if (models / "build.json").exists() else {}
     entries = []
     for part in parts:
         for section in part.load().measure(models, progress=progress):
@@ -65,9 +65,9 @@ def write_card(models: Path, *, progress: bool = True) -> Path:
             }
             entries.append(asdict(section) | facts)
     with atomic_write(models / "card.json") as path:
-        path.write_text(json.dumps(entries, indent=2) + "\n")
+        path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     with atomic_write(models / "card.md") as path:
-        path.write_text(_markdown(entries))
+        path.write_text(_markdown(entries), encoding="utf-8")
     return models / "card.md"
 
 

@@ -76,9 +76,9 @@ def load_scenes(folder: Path, split: str, count: int, seed: int = 0, *, progress
         for array in arrays.values():
             array.flush()
         with atomic_write(facts) as path:
-            path.write_text(json.dumps(words))
+            path.write_text(json.dumps(words), encoding="utf-8")
     loaded = {kind: np.load(path, mmap_mode="r") for kind, path in paths.items()}
-    return Scenes(seed, first, **loaded, **json.loads(facts.read_text()))
+    return Scenes(seed, first, **loaded, **json.loads(facts.read_text(encoding="utf-8")))
 
 
 @cache

@@ -43,13 +43,13 @@ class TrainingLog:
             lines = read_text(self.path, kind="JSON lines").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and self._step(line) <= step]
             with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(kept))
+                temporary.write_text("".join(kept), encoding="utf-8")
         if self.tracker is not None:
             plain = {
                 name: value for name, value in asdict(self.settings).items() if isinstance(value, str | int | float)
             }
             self.tracker.init_trackers("innervision", config=plain)
-        self.file = self.path.open("a")
+        self.file = self.path.open("a", encoding="utf-8")
         return self
 
     def _step(self, line: str) -> int:

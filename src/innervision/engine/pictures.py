@@ -178,7 +178,7 @@ class _Album:
         self.content["images"][name] = {"hash": hash, "cells": [*cells], "pairs": pairs}
         self.content["classes"] = classes
         with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps(self.content, ensure_ascii=False, indent=1))
+            temporary.write_text(json.dumps(self.content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _truth(task: Task) -> bool:

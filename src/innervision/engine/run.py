@@ -125,7 +125,7 @@ class RunFolder:
         """Write run.yaml: the settings, and what they were resolved to."""
         content = {"format": FORMAT, "settings": asdict(settings), "record": dict(record)}
         with atomic_write(self.yaml) as temporary:
-            temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def settings(self) -> TrainSettings:
         """Read the settings of this run.
@@ -180,7 +180,7 @@ class RunFolder:
     def write_bad_images(self, reasons: Mapping[str, str]) -> None:
         """Write the names of images that were left out, with the reasons."""
         with atomic_write(self.bad_images) as temporary:
-            temporary.write_text(json.dumps(reasons, indent=1, ensure_ascii=False))
+            temporary.write_text(json.dumps(reasons, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def read(self) -> dict[str, Any]:
         """Read run.yaml as it is: format, settings and record.

@@ -102,7 +102,7 @@ class ScoreTable:
             left_over.unlink()
         if not plan.exists():
             with atomic_write(plan) as temporary:
-                temporary.write_text(json.dumps(self.plan))
+                temporary.write_text(json.dumps(self.plan), encoding="utf-8")
 
     def done(self) -> set[int]:
         """Give the numbers of the parts that are there; one that is broken, or lacks its arrays, is deleted."""
@@ -178,7 +178,7 @@ class ScoreTable:
                 writer.write_table(self._rows([scores]))
         with atomic_write(self.facts) as temporary:
             content = {"plan": self.plan, "images": images, **facts()}
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
         shutil.rmtree(self.parts)
 
     def whole(self, count: int) -> list[Path]:

@@ -194,9 +194,9 @@ def fetch(run: HubRun) -> Path:
 
 def _write_origin(folder: Path, facts: Mapping[str, str]) -> None:
     file, text = RunFolder(folder).origin_file, json.dumps(facts, indent=1)
-    if not file.exists() or file.read_text() != text:
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
         with atomic_write(file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _of_run(snapshot: Path) -> list[str]:

@@ -65,7 +65,7 @@ def _work(work: Work, memory: int, writing: int) -> None:
             if not out_of_memory(error):
                 raise
             found = {"error": f"it takes more than {memory >> 20} MiB of memory"}
-        with os.fdopen(writing, "w") as pipe:
+        with os.fdopen(writing, "w", encoding="utf-8") as pipe:
             pipe.write(json.dumps(found) + "\n")
     finally:
         os._exit(0)

@@ -82,7 +82,7 @@ def format_status(runs: Sequence[Status]) -> str:
 def _progress(run: RunFolder) -> str:
     """Say how far a training is that is not finished."""
     try:
-        last = json.loads(run.log.read_text().splitlines()[-1])
+        last = json.loads(run.log.read_text(encoding="utf-8").splitlines()[-1])
         return f"step {last['step']} of {last['of']}"
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return "not begun"

@@ -160,7 +160,7 @@ def _claim(out: Path, settings: dict[str, int]) -> None:
     marker = out / "scenes.json"
     if marker.is_file():
         try:
-            found = json.loads(marker.read_text())
+            found = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
             found = None
         if found != settings:
@@ -172,9 +172,9 @@ def _claim(out: Path, settings: dict[str, int]) -> None:
         raise InnerVisionError(f"{out} holds something other than scenes: choose an empty folder")
     else:
         with atomic_write(marker) as path:
-            path.write_text(json.dumps(settings))
+            path.write_text(json.dumps(settings), encoding="utf-8")
         with atomic_write(out / "README.md") as path:
-            path.write_text(_README)
+            path.write_text(_README, encoding="utf-8")
 
 
 def _write_chunks(tasks: Sequence[Task], workers: int) -> Iterator[int]:
@@ -200,7 +200,7 @@ def _write_chunk(task: Task) -> int:
         for index in range(first, first + count):
             _write_scene(out, split, render(seed, index, size), index, seed, record)
         with atomic_write(part) as path:
-            path.write_text(json.dumps(record))
+            path.write_text(json.dumps(record), encoding="utf-8")
     return count
 
 
@@ -266,7 +266,7 @@ def _write_annotations(out: Path, counts: dict[str, int]) -> None:
     for split, first in FIRST_INDEX.items():
         whole: dict[str, list[Any]] = {"images": [], "captions": [], "panoptic": []}
         for index in range(first, first + counts[split], _CHUNK):
-            record = json.loads(_part(out, split, index).read_text())
+            record = json.loads(_part(out, split, index).read_text(encoding="utf-8"))
             for key, items in whole.items():
                 items += record[key]
             pairs |= record["pairs"]
@@ -284,4 +284,4 @@ def _write_annotations(out: Path, counts: dict[str, int]) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content))
+        temporary.write_text(json.dumps(content), encoding="utf-8")

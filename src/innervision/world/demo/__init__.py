@@ -71,7 +71,7 @@ language model behind the same vision tower. Which layers know what? Exact probe
         picture, curves, (rows, tables) = (each.result() for each in found)
         bar.update(len(found))
     with atomic_write(out / "tables.txt") as path:
-        path.write_text(tables)
+        path.write_text(tables, encoding="utf-8")
     print(
         f"""\
 {rows}

@@ -31,7 +31,7 @@ def work(out: Path, notes: Path, name: str, job: str) -> None:
     """Fit the probes of a run, or evaluate them; what is told on the way goes to the file of notes."""
     run, scenes = out / "runs" / name, out / "scenes"
     models: dict[str, Any] = {"mllm": load_mllm(name), "targets": load_experts(), "progress": False}
-    with notes.open("a", buffering=1) as file, redirect_stderr(file):
+    with notes.open("a", buffering=1, encoding="utf-8") as file, redirect_stderr(file):
         if job == "fit":
             images = str(scenes / "train2017")
             settings = TrainSettings(
