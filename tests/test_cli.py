@@ -441,6 +441,14 @@ def test_words_that_are_no_command_are_wrong_usage(
     assert text.count("\n") == 1
 
 
+def test_names_between_commas_may_have_blanks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("innervision.data.benchmarks.download_coco", lambda out, *names: asked.extend(names) or [])
+    lists = ["--split", "train2017, val2017", "--annotations", "captions ,panoptic"]
+    assert main(["data", "coco", str(tmp_path), *lists]) == 0
+    assert asked == [["train2017", "val2017"], ["captions", "panoptic"], None]
+
+
 def test_the_list_of_commands_names_every_task_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == main(["evaluate", "--help"]) == main(["--version"]) == 0
     shown = capsys.readouterr().out

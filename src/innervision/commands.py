@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from innervision.config import DType, EvaluateSettings, GenSettings, TaskSettings, TrainSettings
+from innervision.config import DType, EvaluateSettings, GenSettings, TaskSettings, TrainSettings, split_names
 from innervision.errors import InnerVisionError, require
 from innervision.registry import find, offered, require_offered
 from innervision.run_commands import (
@@ -303,8 +303,8 @@ def data_coco(call: Coco) -> None:
     """Fetch images and annotations of COCO 2017. A call that was stopped resumes."""
     from innervision.data.benchmarks import download_coco
 
-    annotations = call.annotations.split(",") if call.annotations else []
-    for path in download_coco(call.out, call.split.split(","), annotations, call.mirror):
+    annotations = split_names(call.annotations) if call.annotations else []
+    for path in download_coco(call.out, split_names(call.split), annotations, call.mirror):
         show(path)
 
 

@@ -257,6 +257,11 @@ def with_present_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {RENAMED.get(name, name): value for name, value in settings.items()}
 
 
+def split_names(text: str) -> list[str]:
+    """Give the names that a setting lists between commas."""
+    return [name.strip() for name in text.split(",")]
+
+
 def check_layers(text: str) -> None:
     """Check the form of the `layers` setting, whatever the model.
 
@@ -288,7 +293,7 @@ def parse_layers(text: str, num_layers: int, has_vision: bool) -> list[int]:
             return [*range(0, num_layers + 1, int(part.removeprefix("every:"))), num_layers]
         return [VISION if part == "vision" else int(part)]
 
-    layers = sorted({layer for part in text.split(",") for layer in parse(part.strip())})
+    layers = sorted({layer for part in split_names(text) for layer in parse(part)})
     if wrong := [layer for layer in layers if not lowest <= layer <= num_layers]:
         known = f"vision (-1) and 0…{num_layers}" if has_vision else f"0…{num_layers} and no vision stage (-1)"
         raise InnerVisionError(f"there is no layer {', '.join(map(str, wrong))}: the model has {known}")

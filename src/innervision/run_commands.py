@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
 
-from innervision.config import TrainSettings
+from innervision.config import TrainSettings, split_names
 from innervision.errors import InnerVisionError, require
 from innervision.terminal import show, tell
 
@@ -95,7 +95,7 @@ def plot(call: Plot) -> None:
 
 
 def _split(names: str | None) -> list[str] | None:
-    return None if names is None else [name.strip() for name in names.split(",")]
+    return None if names is None else split_names(names)
 
 
 def _parse_size(text: str) -> tuple[float, float]:
@@ -198,7 +198,7 @@ def picture(call: Picture) -> None:
 
 def _drawable(experts: Mapping[str, Any], asked: str | None) -> list[str]:
     """Choose the targets whose predictions are maps or images; say which are left out."""
-    names = [name.strip() for name in asked.split(",")] if asked else [*experts]
+    names = split_names(asked) if asked else [*experts]
     if unknown := [name for name in names if name not in experts]:
         raise InnerVisionError(f"the run has no target {unknown[0]!r}, only: {', '.join(experts)}")
     chosen = [name for name in names if experts[name]["kind"] in ("depth", "seg", "gen")]

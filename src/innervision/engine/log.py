@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from innervision.config import TrainSettings
+from innervision.config import TrainSettings, split_names
 from innervision.errors import InnerVisionError
 from innervision.files import atomic_write
 from innervision.json_files import parse_json, read_text
@@ -32,7 +32,7 @@ class TrainingLog:
             from accelerate import Accelerator
 
             try:
-                self.tracker = Accelerator(cpu=True, log_with=settings.trackers.split(","), project_dir=path.parent)
+                self.tracker = Accelerator(cpu=True, log_with=split_names(settings.trackers), project_dir=path.parent)
             except (ValueError, ImportError) as error:
                 raise InnerVisionError(f"trackers={settings.trackers!r} cannot be used: {error}") from error
 

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from innervision.config import TaskSettings
+from innervision.config import TaskSettings, split_names
 from innervision.data.loader import Batch
 from innervision.errors import InnerVisionError
 from innervision.targets.target import Maps, Target, take_rows
@@ -64,7 +64,7 @@ class Task(Evaluation):
         """
         if self.settings.beside == "all":
             return [*self.sources]
-        asked = {name.strip() for name in self.settings.beside.split(",")} - {"none"}
+        asked = {*split_names(self.settings.beside)} - {"none"}
         known = [source for source in self.sources if source != "probe"]
         if unknown := sorted(asked - {*known}):
             raise InnerVisionError(
