@@ -1,11 +1,18 @@
 """How the study of distilling joins the seeds of its models."""
 
 import pandas as pd
-from benchmarks.distilling import over_seeds
+from benchmarks.distilling.tables import over_seeds
 
 
 def row(seed: int, layer: int | None, mean: float, half: float = 0.05) -> dict[str, object]:
-    score = {"target": "depth", "metric": "centred_cosine", "layer": layer, "seed": seed}
+    score = {
+        "comparison": "distilled - tuned",
+        "probe": "exact",
+        "target": "depth",
+        "metric": "centred_cosine",
+        "layer": layer,
+        "seed": seed,
+    }
     return score | {"mean": mean, "low": mean - half, "high": mean + half}
 
 
