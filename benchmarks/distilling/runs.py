@@ -21,6 +21,8 @@ ALL_RANDOM = "all random"
 LEFT_OUT = {f"without {name}": tuple(other for other in LOSSES if other != name) for name in LOSSES}
 """Model -> the experts that are distilled into it: all but one."""
 TRAINED = PROBES["resampler, 12 epochs, 3e-3"] | {"batch_size": 8}
+TRAINED_LAYERS = "vision,0,2,4,6,8"
+"""Every second layer, those of the losses among them: a trained probe takes long."""
 
 
 class Studied(NamedTuple):
@@ -42,6 +44,7 @@ class Study:
     """Folder, with the scenes."""
     targets: list[Target]
     layers: str = "all"
+    trained_layers: str = TRAINED_LAYERS
 
     def run(self, studied: Studied) -> Path:
         """Give the folder of the run."""
@@ -58,7 +61,7 @@ class Study:
             mllm=model,
             random_weights=fresh,
             targets=",".join(f"{target.name}=world/{target.name}" for target in self.targets),
-            layers=self.layers,
+            layers=self.trained_layers if studied.probe == "trained" else self.layers,
             images=str(scenes / "train2017"),
             out=str(self.run(studied)),
             seed=studied.seed if fresh == "all" else 0,

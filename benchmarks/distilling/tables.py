@@ -11,7 +11,7 @@ from innervision.metrics.registry import find_metric
 from innervision.report.compare import compare
 from innervision.report.files import evaluations_of, read_scores
 from innervision.report.jackknife import difference, jackknife
-from innervision.report.tables import tabulate
+from innervision.report.tables import read_summary
 
 METRICS = {
     "centred_cosine": "centred cosine",
@@ -28,7 +28,7 @@ def read_all(study: Study, models: Iterable[Studied]) -> pd.DataFrame:
     for studied in models:
         run = study.run(studied)
         for evaluation in evaluations_of(run):
-            parts.append(_chosen(tabulate(run, evaluation).summary).assign(**studied._asdict()))
+            parts.append(_chosen(read_summary(run, evaluation)).assign(**studied._asdict()))
     return pd.concat(parts, ignore_index=True)
 
 
