@@ -55,7 +55,7 @@ def test_models_are_the_packages_or_grown_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(runs, "train", train)
     monkeypatch.setattr(runs, "load_scenes", lambda *_: "scenes")
     monkeypatch.setattr(runs, "expert_features", lambda *_: features)
-    study = Study(tmp_path, [])
+    study = Study(tmp_path, [], "all", "all")
     wanted = {
         Studied("tuned"): "world/tuned",
         Studied("early"): "world/early",
@@ -79,7 +79,8 @@ def test_a_part_is_scored_compared_and_not_done_twice(tmp_path: Path, monkeypatc
     part = Part([exact, trained], [(trained, exact), (exact, None)])
     monkeypatch.setitem(PARTS, "trained", lambda _: part)
     monkeypatch.setitem(runs.TRAINED, "epochs", 1)
-    arguments = ["--out", str(tmp_path), "--only", "trained", "--train", "12", "--val", "6", "--layers", "4"]
+    arguments = ["--out", str(tmp_path), "--only", "trained", "--train", "12", "--val", "6"]
+    arguments += ["--layers", "4,8", "--trained-layers", "4"]
     main(arguments)
     banks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/probes/*.safetensors")}
     assert len(banks) == 6  # kinds of probe, and targets
@@ -95,7 +96,7 @@ def test_a_part_is_scored_compared_and_not_done_twice(tmp_path: Path, monkeypatc
     differences = compared[compared["layer"] == 4].set_index(["target", "metric"]).groupby(["comparison", "probe"])
     assert set(differences.groups) == set(expected)
     metrics = {("depth", "accuracy"), ("seg", "miou"), *((name, "centred_cosine") for name in LOSSES)}
-    for key, rows in differences:
+    for key, rows in differences:  # where both have probes
         assert set(rows.index) == metrics
         assert (rows["seed"] == 1).all()
         pd.testing.assert_series_equal(rows["mean"].sort_index(), expected[key].sort_index())

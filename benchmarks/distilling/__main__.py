@@ -53,7 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of the MLLMs, and models of random weights")
     parser.add_argument("--train", type=int, default=500, help="scenes for the probes")
     parser.add_argument("--val", type=int, default=300, help="held-out scenes")
-    parser.add_argument("--layers", default="all")
+    parser.add_argument("--layers", default="all", help="of exact probes")
+    parser.add_argument(
+        "--trained-layers", default="vision,0,2,4,6,8", help="of trained probes, which take longer (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     names = options.only.split(",")
     if unknown := [name for name in names if name not in PARTS]:
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     write_scenes(options.out / "scenes", options.train, options.val)
     targets = load_targets([f"{name}=world/{name}" for name in LOSSES], device="cpu", head=True)
-    study = Study(options.out, targets, options.layers)
+    study = Study(options.out, targets, options.layers, options.trained_layers)
     for name in names:
         part = PARTS[name](options.seeds)
         for studied in tqdm(part.studied, desc=name, unit="model"):

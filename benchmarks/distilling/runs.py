@@ -21,8 +21,6 @@ ALL_RANDOM = "all random"
 LEFT_OUT = {f"without {name}": tuple(other for other in LOSSES if other != name) for name in LOSSES}
 """Model -> the experts that are distilled into it: all but one."""
 TRAINED = PROBES["resampler, 12 epochs, 3e-3"] | {"batch_size": 8}
-TRAINED_LAYERS = "vision,0,2,4,6,8"
-"""Every second layer, those of the losses among them: a trained probe takes long."""
 
 
 class Studied(NamedTuple):
@@ -43,8 +41,10 @@ class Study:
     out: Path
     """Folder, with the scenes."""
     targets: list[Target]
-    layers: str = "all"
-    trained_layers: str = TRAINED_LAYERS
+    layers: str
+    """Those that exact probes are fitted to, as `TrainSettings.layers`."""
+    trained_layers: str
+    """Those of trained probes."""
 
     def run(self, studied: Studied) -> Path:
         """Give the folder of the run."""
