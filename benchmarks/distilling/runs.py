@@ -50,8 +50,8 @@ class Study:
         """Give the folder of the run."""
         return self.out / "runs" / f"{studied.model} {studied.seed} {studied.probe}".replace(" ", "-")
 
-    def fit_and_score(self, studied: Studied) -> None:
-        """Fit probes, and score them by similarity and by the tasks of depth and seg."""
+    def fit_and_score(self, studied: Studied, *, tasks: bool = True) -> None:
+        """Fit probes, and score them by similarity and, if asked, by the tasks of depth and seg."""
         scenes = self.out / "scenes"
         here: dict[str, Any] = {"device": "cpu", "workers": 0}
         model, fresh = self._locate(studied), "all" if studied.model == ALL_RANDOM else "none"
@@ -75,11 +75,11 @@ class Study:
             fit(settings, resume=RunFolder(settings.out).yaml.exists(), **models)
 
         evaluate_similarity(settings.out, EvaluateSettings(images=str(scenes / "val2017"), **here), **models)
-        tasks = {
+        by_task = {
             "depth": TaskSettings(data=str(scenes / "da2k"), decode_batch_size=4, **here),  # in the processor's cache
             "seg": TaskSettings(data=str(scenes), **here),
         }
-        for task, how in tasks.items():
+        for task, how in by_task.items() if tasks else ():
             evaluate_task(settings.out, task, how, **models)
 
     def _locate(self, studied: Studied) -> str:

@@ -1,6 +1,6 @@
 """Scores of the study of distilling by layer, and what one model has above another."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 from tools.world.distill import LOSSES
@@ -13,8 +13,9 @@ from innervision.report.files import evaluations_of, read_scores
 from innervision.report.jackknife import difference, jackknife
 from innervision.report.tables import read_summary
 
+SIMILARITY = "centred_cosine"
 METRICS = {
-    "centred_cosine": "centred cosine",
+    SIMILARITY: "centred cosine",
     "accuracy": "pairs ordered right",
     "miou": "mIoU",
 }
@@ -22,17 +23,19 @@ METRICS = {
 KEYS = ["comparison", "probe", "target", "metric", "layer"]
 
 
-def read_all(study: Study, models: Iterable[Studied]) -> pd.DataFrame:
-    """Give the scores of models by layer, with those of floors and of the expert, of `METRICS` alone."""
+def read_all(study: Study, models: Iterable[Studied], metrics: Collection[str]) -> pd.DataFrame:
+    """Give the scores of models by layer, with those of floors and of the expert."""
     parts = []
     for studied in models:
         run = study.run(studied)
         for evaluation in evaluations_of(run):
-            parts.append(_chosen(read_summary(run, evaluation)).assign(**studied._asdict()))
+            parts.append(_chosen(read_summary(run, evaluation), metrics).assign(**studied._asdict()))
     return pd.concat(parts, ignore_index=True)
 
 
-def compare_all(study: Study, pairs: Iterable[tuple[Studied, Studied | None]]) -> pd.DataFrame:
+def compare_all(
+    study: Study, pairs: Iterable[tuple[Studied, Studied | None]], metrics: Collection[str]
+) -> pd.DataFrame:
     """Give the paired difference of each pair by layer: the first less the second, or less the mean feature.
 
     `seed` is that of the first, or of the second where that alone has one that varies.
@@ -45,7 +48,9 @@ def compare_all(study: Study, pairs: Iterable[tuple[Studied, Studied | None]]) -
             found = compare(study.run(first), study.run(second)).differences
             other = second.model if second.probe == first.probe else f"{second.model}, {second.probe}"
         seed = first.seed if second is None else max(first.seed, second.seed)
-        parts.append(_chosen(found).assign(comparison=f"{first.model} - {other}", probe=first.probe, seed=seed))
+        parts.append(
+            _chosen(found, metrics).assign(comparison=f"{first.model} - {other}", probe=first.probe, seed=seed)
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -63,8 +68,8 @@ def _above_mean(study: Study, studied: Studied) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _chosen(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["metric"].isin(METRICS) & (rows["protocol"] == "standard") & rows["group"].isna()]
+def _chosen(rows: pd.DataFrame, metrics: Collection[str]) -> pd.DataFrame:
+    return rows[rows["metric"].isin(metrics) & (rows["protocol"] == "standard") & rows["group"].isna()]
 
 
 def over_seeds(compared: pd.DataFrame) -> pd.DataFrame:
