@@ -12,8 +12,8 @@ The study has parts (`PARTS`), each of them a question:
 
 Seed 0 of `tuned` and `distilled` are the models of the package; all others are grown here, behind the same vision
 tower, in five minutes of one core each. Probes are fitted to all layers, and scored on held-out scenes by similarity
-and, but for `transfer`, by the tasks of depth and seg. Writes to OUT/PART scores.csv, comparisons.csv (by how much a
-model lies above another on the same scenes) and scores.png, and prints the comparisons where the losses stood and at
+and, in the first two parts, by the tasks of depth and seg. Writes to OUT/PART scores.csv, comparisons.csv (by how much
+a model lies above another on the same scenes) and scores.png, and prints the comparisons where the losses stood and at
 the last layer. What parts share is done once. It can be stopped; another call resumes it.
 """
 
@@ -43,7 +43,7 @@ class Part(NamedTuple):
     pairs: list[tuple[Studied, Studied | None]]
     """What is compared: the first less the second, which is the mean feature where it is None."""
     tasks: bool = True
-    """Whether to score by tasks, too, which takes three times as long as all else."""
+    """Whether to score by tasks, too, which take three times as long as all else."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -113,7 +113,7 @@ def _trained(count: int) -> Part:
     exact = [Studied("distilled"), Studied("tuned")]
     trained = [studied._replace(probe="trained") for studied in exact]
     pairs = [(exact[0], exact[1]), (trained[0], trained[1]), *zip(trained, exact, strict=True)]
-    return Part([*exact, *trained], [*pairs])
+    return Part([*exact, *trained], [*pairs], tasks=False)
 
 
 PARTS: dict[str, Callable[[int], Part]] = {
