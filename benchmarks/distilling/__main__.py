@@ -93,7 +93,8 @@ def _references(count: int) -> Part:
     grown = [Studied("distilled"), Studied("tuned")]
     early, untrained = Studied("early"), Studied("untrained")
     random = [Studied(ALL_RANDOM, seed) for seed in range(count)]
-    pairs = [(one, other) for one in grown for other in (early, untrained, *random)]
+    pairs = [(grown[0], grown[1])]
+    pairs += [(one, other) for one in grown for other in (early, untrained, *random)]
     pairs += [(early, untrained), *((untrained, other) for other in random)]
     return Part([*grown, early, untrained, *random], [*pairs, *((other, None) for other in random)])
 

@@ -42,7 +42,7 @@ def draw(scores: pd.DataFrame) -> Figure:
         lines = drawn[drawn["source"] == "probe"].dropna(subset=["layer"])
         for (model, probe, seed), line in lines.groupby(["model", "probe", "seed"], sort=False):
             x, mean, low, high = line.sort_values("layer")[["layer", "mean", "low", "high"]].to_numpy(float).T
-            label = f"{model}, {probe} probes" if several else model
+            label = f"{model}, {probe}" if several else model
             axis.plot(x, mean, color=COLOURS[model], lw=1.2, ls=STYLES[probe], label=label)
             if seed == lines["seed"].min():
                 axis.fill_between(x, low, high, color=COLOURS[model], alpha=0.12, lw=0)
