@@ -186,7 +186,7 @@ def compare(runs: Runs) -> pd.DataFrame:
     compared = []
     for (probe, stage, seed), tables in runs.items():
         if probe in ON_ALL:
-            others = runs.get((probe, below[stage], seed)) or [_mean_in_every_layer(table) for table in tables]
+            others = runs.get((probe, below[stage], seed)) or [mean_in_every_layer(table) for table in tables]
             compared.append((f"{stage} - {below[stage]}", probe, seed, tables, others))
         for base in BASES:
             if probe not in (RIDGE, base) and (base, stage, seed) in runs:
@@ -211,7 +211,7 @@ def compare(runs: Runs) -> pd.DataFrame:
     return found.groupby(keys, sort=False).agg(ways).reset_index()
 
 
-def _mean_in_every_layer(table: pd.DataFrame) -> pd.DataFrame:
+def mean_in_every_layer(table: pd.DataFrame) -> pd.DataFrame:
     """Put the score of the mean feature in the place of every layer's prediction."""
     mean = table[table["source"] == "mean"].drop(columns="layer").assign(source="probe")
     return mean.merge(table.loc[table["source"] == "probe", ["layer"]].drop_duplicates(), how="cross")

@@ -4,7 +4,7 @@ The embedding losses of OLA-VLM (https://arxiv.org/abs/2412.09585), beside the l
 away; what stays is what the losses changed in the MLLM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,12 +83,19 @@ class EmbeddingLoss(nn.Module):
     prompt's tokens.
     """
 
-    def __init__(self, features: dict[str, Tensor], width: int) -> None:
+    def __init__(self, features: Mapping[str, Tensor], width: int) -> None:
         super().__init__()
         self.features = features
         self.heads = nn.ModuleDict({name: nn.Linear(width, known.shape[-1]) for name, known in features.items()})
 
-    def forward(self, states: Sequence[Tensor], chosen: NDArray[np.int64], image: slice, prompt: int) -> Tensor:
+    def forward(
+        self,
+        states: Sequence[Tensor],
+        chosen: NDArray[np.int64],
+        image: slice,
+        prompt: int,
+        experts: Iterable[str] = tuple(LOSSES),
+    ) -> Tensor:
         """Give the weighted sum of the losses.
 
         Args:
@@ -96,9 +103,11 @@ class EmbeddingLoss(nn.Module):
             chosen: the B scenes' rows in the features.
             image: where the image's tokens stand, row by row.
             prompt: number of tokens, the image's included, before the captions begin.
+            experts: whose losses count.
         """
         losses = []
-        for name, (layer, weight) in LOSSES.items():
+        for name in experts:
+            layer, weight = LOSSES[name]
             truth = self.features[name][torch.from_numpy(chosen)].float()
             read = read_cells(states[layer], truth.shape[1], image, prompt)
             losses.append(weight * F.smooth_l1_loss(self.heads[name](read), truth))
@@ -108,9 +117,9 @@ class EmbeddingLoss(nn.Module):
 class DistillingLesson:
     """The captions of scenes, and beside them the experts' features, from the same pass of the model."""
 
-    def __init__(self, captions: Any, embeddings: EmbeddingLoss) -> None:
-        """Take a `tools.world.lessons.CaptionLesson`, and what is added to its loss."""
-        self.captions, self.embeddings = captions, embeddings
+    def __init__(self, captions: Any, embeddings: EmbeddingLoss, experts: Iterable[str] = tuple(LOSSES)) -> None:
+        """Take a `tools.world.lessons.CaptionLesson`, what is added to its loss, and the experts that are distilled."""
+        self.captions, self.embeddings, self.experts = captions, embeddings, tuple(experts)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         """Give the captions' loss for what they would draw alone, and the embedding losses."""
@@ -119,7 +128,7 @@ class DistillingLesson:
         token = self.captions.processor.image_token_id
         first = drawn.prompt.index(token)
         image = slice(first, first + drawn.prompt.count(token))
-        return output.loss + self.embeddings(output.hidden_states, drawn.chosen, image, len(drawn.prompt))
+        return output.loss + self.embeddings(output.hidden_states, drawn.chosen, image, len(drawn.prompt), self.experts)
 
 
 def read_cells(states: Tensor, cells: int, image: slice, prompt: int) -> Tensor:

@@ -13,7 +13,8 @@ the projector alone learns to join the two, and then everything learns captions 
 twice, from the same weights and over the same scenes in the same order: for `tuned` and for `distilled`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,10 @@ STAGES = ("tower", "language", "projector", "captions", "everything")
 """In this order; the seed of a stage is that of the training and its number."""
 
 
+ENDS = {"tuned": (), "distilled": tuple(LOSSES)}
+"""Model -> the experts that are distilled into it in the last two stages."""
+
+
 class Stage(NamedTuple):
     """What learns, from which loss, for how many steps of the full training, at which learning rate."""
 
@@ -68,8 +73,9 @@ def train(
     *,
     effort: float = 1.0,
     progress: bool = True,
-    experts: Path | None = None,
+    features: Mapping[str, Tensor] | None = None,
     tower: Path | None = None,
+    ends: Mapping[str, Sequence[str]] = ENDS,
 ) -> None:
     """Grow the models and save them to folders in `out`; a stage that is finished there is not done again.
 
@@ -79,13 +85,15 @@ def train(
         seed: of the weights and of the order of the scenes.
         effort: share of the full training to do, for a try.
         progress: show bars.
-        experts: folder of the experts to distil; by default that of `out`.
+        features: of the experts to distil, as `expert_features` gives them; by default of those beside `out`.
         tower: file with the weights of a model whose vision tower is taken; by default one is trained.
+        ends: the models in which the training ends, as in `ENDS`.
 
     Raises:
-        InnerVisionError: the folder lacks an expert to distil.
+        InnerVisionError: the folder of `out` lacks an expert to distil.
     """
-    features = expert_features(experts or out.parent, scenes, out, progress=progress)
+    if features is None:
+        features = expert_features(out.parent, scenes, out, progress=progress)
     processor = make_processor()
     torch.manual_seed(seed)
     model = make_model(processor)
@@ -97,8 +105,11 @@ def train(
     weights = nn.ModuleList([model, embeddings])
 
     def keep(name: str) -> None:
-        save_half(model, out / name)
-        processor.save_pretrained(out / name)
+        unfinished = out / f".{name}"
+        save_half(model, unfinished)
+        processor.save_pretrained(unfinished)
+        shutil.rmtree(out / name, ignore_errors=True)
+        unfinished.rename(out / name)  # a model's folder is complete
 
     def learn(name: str, stage: Stage, branch: str = "") -> None:
         finished = out / f"{branch}{name}.safetensors"
@@ -123,8 +134,9 @@ def train(
     keep("untrained")
     learn("language", Stage([language], CaptionLesson(model, scenes, processor, images=False), 200, 2e-3))
     learn("projector", Stage([projector], captions, 40, 2e-3))
-    ends = {"tuned": ([], captions), "distilled": ([embeddings], DistillingLesson(captions, embeddings))}
-    for name, (heads, lesson) in ends.items():
+    for name, distilled in ends.items():
+        lesson = DistillingLesson(captions, embeddings, distilled) if distilled else captions
+        heads = [embeddings] if distilled else []
         load_model(weights, out / "projector.safetensors")
         # The tower waits: the first, large steps would wash out the shapes, which captions ask for late.
         learn("captions", Stage([projector, language, *heads], lesson, 700, 2e-3), f"{name}-")

@@ -86,6 +86,18 @@ def test_the_loss_is_smooth_l1_at_each_layer_by_weight() -> None:
     torch.testing.assert_close(found, torch.as_tensor(expected))
 
 
+def test_an_expert_that_is_left_out_costs_nothing_and_its_head_learns_nothing() -> None:
+    features = {name: torch.randn(5, cells, 3) for name, cells in CELLS.items()}
+    lesson = EmbeddingLoss(features, width=8)
+    arguments = torch.randn(9, 2, 101, 8), np.array([4, 1]), slice(1, 101), 101
+    apart = {name: lesson(*arguments, [name]) for name in LOSSES}
+    without = lesson(*arguments, ["seg", "gen"])
+    torch.testing.assert_close(without, apart["seg"] + apart["gen"])
+    torch.testing.assert_close(lesson(*arguments), sum(apart.values()))
+    without.backward()
+    assert {name for name in LOSSES if lesson.heads[name].weight.grad is not None} == {"seg", "gen"}
+
+
 def test_it_comes_beside_the_loss_of_captions() -> None:
     """Both from one pass; the image's tokens are found in the prompt."""
     calls: list[dict[str, Any]] = []
@@ -95,11 +107,11 @@ def test_it_comes_beside_the_loss_of_captions() -> None:
         return SimpleNamespace(loss=torch.tensor(2.0), hidden_states="states")
 
     def embeddings(*arguments: Any) -> Any:
-        assert arguments == ("states", "chosen", slice(2, 5), 6)
+        assert arguments == ("states", "chosen", slice(2, 5), 6, ("gen",))
         return torch.tensor(0.5)
 
     drawn = SimpleNamespace(chosen="chosen", prompt=[1, 8, 9, 9, 9, 7], inputs={"input_ids": "ids"})
     captions: Any = SimpleNamespace(draw=lambda rng: drawn, model=model, processor=SimpleNamespace(image_token_id=9))
-    lesson = DistillingLesson(captions, embeddings)
+    lesson = DistillingLesson(captions, embeddings, ["gen"])
     assert lesson.loss(np.random.default_rng(0)) == 2.5
     assert calls == [{"input_ids": "ids", "use_cache": False, "output_hidden_states": True}]

@@ -1,0 +1,1 @@
+"""What distilling experts into an MLLM leaves in its layers. Run it with `python -m benchmarks.distilling`."""
