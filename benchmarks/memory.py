@@ -60,7 +60,8 @@ def measure_here(size: str, device: torch.device, way: str, every: int) -> dict[
     learner: Learner
     if way == "ridge":
         learner = solver = make_solver(bench, layers)
-        probes = sum(count_bytes(each) for each in (*learner.banks.values(), solver.features, solver.states))
+        modules = (*learner.banks.values(), *solver.features.values(), *solver.states.values())
+        probes = sum(map(count_bytes, modules))
     else:
         learner = descent = make_descent(bench, layers)
         probes = 4 * sum(count_bytes(bank) for bank in learner.banks.values())

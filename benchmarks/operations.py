@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import SIZES, Bench, Size, SquareGrid, build, make_descent, make_solver
 from benchmarks.speed import count_flops, forward_experts
-from innervision.probes.moments import StateMoments
 from innervision.probes.ridge import Ridge
 
 
@@ -76,11 +75,9 @@ def count_ridge(bench: Bench) -> tuple[int, int]:
     states = torch.randn(make_states(bench, 0).shape)
     mask = torch.ones(states.shape[:2], dtype=torch.bool)
     with FlopCounterMode(display=False) as counter:
-        for moments in solver.states.to_empty(device="cpu").children():
-            assert isinstance(moments, StateMoments)
-            for buffer in moments.buffers():
+        for (_, cells), moments in solver.states.items():
+            for buffer in moments.to_empty(device="cpu").buffers():
                 buffer.zero_()
-            cells = len(moments.pivot)
             read, seen = Ridge.read(states, mask, places, cells)
             features = {
                 name: torch.randn(1, cells, width, dtype=moments.sums.dtype) for name, width in moments.targets.items()

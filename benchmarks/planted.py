@@ -248,7 +248,7 @@ def erase(world: World, trials: int, rng: np.random.Generator) -> pd.DataFrame:
     rows = []
     for choice in tqdm(rng.permutation(len(choices))[:trials], desc="erasing", unit="trial", disable=None):
         target, layer = choices[choice]
-        states: Any = solver.states[f"{layer}/{solver.cells[target]}"]
+        states: Any = solver.states[layer, solver.cells[target]]
         features: Any = solver.features[target]
         mean, features_mean = states.states_mean(parts), features.mean(parts) - features.pivot
         projection = erasing_projection(

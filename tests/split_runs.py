@@ -41,7 +41,7 @@ def weigh(index: int, settings: TrainSettings) -> int:
         if hasattr(learner, "optimizer"):
             held += [each for state in learner.optimizer.state.values() for each in state.values()]
         else:
-            held += [*learner.states.buffers()]
+            held += [each for moments in learner.states.values() for each in moments.buffers()]
         return sum(each.numel() * each.element_size() for each in map(own, held))
 
 

@@ -80,7 +80,8 @@ def test_memory_is_what_fitting_uses(kind: str, make: Callable) -> None:
     weights = sum(each.nbytes for module in frozen for each in (*module.parameters(), *module.buffers()))
     assert sum(found.weights.values()) == pytest.approx(weights, rel=0.01)
     if kind == "ridge":
-        sums = sum(each.nbytes for module in (learner.states, learner.features) for each in module.buffers())
+        modules = [*learner.states.values(), *learner.features.values()]
+        sums = sum(each.nbytes for module in modules for each in module.buffers())
     else:
         tensors = [each for state in learner.optimizer.state.values() for each in state.values()]
         sums = sum(each.nbytes for each in tensors) + found.probes
