@@ -100,10 +100,10 @@ _METRICS = (
         "frechet",
         "Fréchet distance",
         "of drawn images from the real ones, on that model's features",
-        number_format=".4g",  # features have any scale
+        number_format="#.4g",  # features have any scale
         main=True,
     ),
-    _of_set("kernel", "kernel distance × 1000", "on the same, whatever the number of images", number_format=".4g"),
+    _of_set("kernel", "kernel distance × 1000", "on the same, whatever the number of images", number_format="#.4g"),
     _of_image(
         "image_cosine", "image cosine", "centred cosine of a drawn image with its real one; 0 = nothing in common"
     ),
