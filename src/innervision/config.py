@@ -202,7 +202,7 @@ class TaskSettings(ScoreSettings):
     beside: str = "all"
     """What is scored beside the probes' predictions: all that the task knows, none, or some of shuffled, blank, zero,
     mean, expert and plain, separated by commas. Where the head looks at the image as well (seg), shuffled and blank
-    each take as long as the predictions themselves."""
+    are each decoded as often as the predictions themselves."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""

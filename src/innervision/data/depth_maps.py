@@ -65,8 +65,7 @@ def in_tones_of(depth: NDArray[np.floating], shown: NDArray[np.floating]) -> NDA
     found = np.full(depth.shape, np.nan)
     if len(values):
         _, number, counts = np.unique(-depth[known], return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(counts) - (counts + 1) / 2) / max(
-            counts.sum() - 1, 1
-        )  # 0 … 1; pixels of one depth share one
+        # from 0 to 1; pixels of one depth share one
+        ranks = (np.cumsum(counts) - (counts + 1) / 2) / max(counts.sum() - 1, 1)
         found[known] = np.interp(ranks, np.linspace(0, 1, len(values)), values)[number]
     return found
